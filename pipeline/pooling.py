@@ -1,0 +1,166 @@
+"""The paper's pooling rule: a captured tensor becomes about `target_size` features per image.
+
+Pooling averages over space or tokens and never over channels (Evci et al. 2022, section 3 and the reference code's
+`flatten_and_concat`). One deviation, on purpose: where the wanted grid is finer than the map, the window is one
+position; the reference falls back to a single global mean without a word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from store.errors import InvalidInputError
+
+Layout = Literal["nchw", "nhwc", "tokens", "vector"]
+ClsToken = Literal["pooled", "separate", "only"]
+
+DIMENSIONS: dict[Layout, int] = {"nchw": 3, "nhwc": 3, "tokens": 2, "vector": 1}
+
+
+def map_windows(height: int, width: int, channels: int, target_size: int) -> tuple[int, int]:
+    """Return the (vertical, horizontal) pooling window, in positions, for a map of `channels` x `height` x `width`.
+
+    One window covers the whole map when there are at least `target_size` channels.
+    """
+    if channels >= target_size:
+        return height, width
+    grid = math.isqrt(target_size // channels)
+    return max(height // grid, 1), max(width // grid, 1)
+
+
+def token_window(n_tokens: int, channels: int, target_size: int) -> int:
+    """Return the pooling window, in tokens, for `n_tokens` tokens of `channels` features."""
+    if channels >= target_size:
+        return n_tokens
+    return max(n_tokens * channels // target_size, 1)
+
+
+def pool(
+    x: Tensor,
+    layout: Layout,
+    target_size: int,
+    cls_token: ClsToken = "pooled",
+    n_prefix_tokens: int = 0,
+) -> Tensor:
+    """Average a captured tensor over windows of positions and flatten it to one vector per image.
+
+    Parameters
+    ----------
+    x : Tensor
+        Shape (batch, channels, height, width) for ``"nchw"``, (batch, height, width, channels) for ``"nhwc"``,
+        (batch, token, channels) for ``"tokens"`` and (batch, feature) for ``"vector"``. Any floating dtype.
+    layout : str
+        Meaning of the dimensions of `x`.
+    target_size : int
+        Number of features aimed at. With as many channels or more, all positions are averaged; with fewer, a map is
+        cut into a grid of ``isqrt(target_size // channels)`` per axis, tokens into ``target_size / channels`` runs;
+        window sizes are rounded down and the remainder at the end is dropped. Vectors pass unchanged.
+    cls_token : str
+        ``"pooled"`` averages prefix tokens with the patches, ``"separate"`` puts them, unpooled, before the pooled
+        patches, ``"only"`` keeps them alone. Without prefix tokens all three pool every token.
+    n_prefix_tokens : int
+        How many leading tokens are not patches.
+
+    Returns
+    -------
+    Tensor
+        Shape (batch, feature), float32, never sharing memory with `x`; averages accumulate in float32. Maps are
+        flattened in the order channel, row, column whatever their layout; tokens in the order window, channel.
+
+    Raises
+    ------
+    InvalidInputError
+        If `x` does not have the number of dimensions of `layout`, or `target_size` is not positive.
+    """
+    _check(x.shape[1:], layout, target_size)
+    if layout == "vector":
+        return x.to(torch.float32, copy=True)
+    if layout == "tokens":
+        if n_prefix_tokens == 0 or cls_token == "pooled":
+            return _pool_tokens(x, target_size)
+        prefix = x[:, :n_prefix_tokens].to(torch.float32, copy=True).flatten(1)
+        if cls_token == "only":
+            return prefix
+        return torch.cat([prefix, _pool_tokens(x[:, n_prefix_tokens:], target_size)], dim=1)
+    return _pool_map(x if layout == "nchw" else x.permute(0, 3, 1, 2), target_size)
+
+
+def pooled_size(
+    shape: Sequence[int],
+    layout: Layout,
+    target_size: int,
+    cls_token: ClsToken = "pooled",
+    n_prefix_tokens: int = 0,
+) -> int:
+    """Return how many features `pool` yields for one image.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the captured tensor without the batch dimension.
+    layout, target_size, cls_token, n_prefix_tokens
+        As for `pool`.
+
+    Returns
+    -------
+    int
+        Number of features.
+
+    Raises
+    ------
+    InvalidInputError
+        As for `pool`.
+    """
+    _check(shape, layout, target_size)
+    if layout == "vector":
+        return shape[0]
+    if layout == "tokens":
+        n_tokens, channels = shape
+        if n_prefix_tokens == 0 or cls_token == "pooled":
+            return n_tokens // token_window(n_tokens, channels, target_size) * channels
+        if cls_token == "only":
+            return n_prefix_tokens * channels
+        n_patches = n_tokens - n_prefix_tokens
+        return (n_prefix_tokens + n_patches // token_window(n_patches, channels, target_size)) * channels
+    channels, height, width = shape if layout == "nchw" else (shape[2], shape[0], shape[1])
+    vertical, horizontal = map_windows(height, width, channels, target_size)
+    return channels * (height // vertical) * (width // horizontal)
+
+
+def _pool_map(x: Tensor, target_size: int) -> Tensor:
+    channels, height, width = x.shape[1:]
+    vertical, horizontal = map_windows(height, width, channels, target_size)
+    if (vertical, horizontal) == (height, width):
+        return x.mean(dim=(2, 3), dtype=torch.float32)
+    if vertical == horizontal == 1:
+        return x.to(torch.float32, copy=True).flatten(1)
+    rows, columns = height // vertical, width // horizontal
+    windows = x[:, :, : rows * vertical, : columns * horizontal]
+    windows = windows.unflatten(3, (columns, horizontal)).unflatten(2, (rows, vertical))
+    return windows.mean(dim=(3, 5), dtype=torch.float32).flatten(1)
+
+
+def _pool_tokens(x: Tensor, target_size: int) -> Tensor:
+    n_tokens, channels = x.shape[1:]
+    window = token_window(n_tokens, channels, target_size)
+    if window == 1:
+        return x.to(torch.float32, copy=True).flatten(1)
+    groups = n_tokens // window
+    return x[:, : groups * window].unflatten(1, (groups, window)).mean(dim=2, dtype=torch.float32).flatten(1)
+
+
+def _check(shape: Sequence[int], layout: Layout, target_size: int) -> None:
+    if layout not in DIMENSIONS:
+        raise InvalidInputError(f"layout {layout!r} is unknown; valid layouts are {', '.join(map(repr, DIMENSIONS))}.")
+    if len(shape) != DIMENSIONS[layout]:
+        raise InvalidInputError(
+            f"a tensor of shape {tuple(shape)} per image is not in layout {layout!r}, "
+            f"which has {DIMENSIONS[layout]} dimensions."
+        )
+    if target_size < 1:
+        raise InvalidInputError(f"target size {target_size} must be a positive number of features.")

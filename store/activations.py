@@ -1,0 +1,484 @@
+"""`ActivationStore`: open a store, look at it, and read columns, chunks and lazy arrays from it."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter
+
+from store import hierarchy, layout
+from store.errors import (
+    DamagedStoreError,
+    FormatVersionError,
+    Head2ToeError,
+    IncompleteStoreError,
+    InvalidInputError,
+    StoreNotFoundError,
+    suggest,
+)
+from store.layout import ChunkRef, Layer, Split
+from store.objects import Objects, open_objects
+from store.records import BlockRecord, read_record
+from store.spec import FORMAT, FORMAT_VERSION, ExtractionSpec, ImportSpec, Spec, fingerprint
+
+if TYPE_CHECKING:
+    import dask.array
+    import xarray
+
+_SPEC: TypeAdapter[ExtractionSpec | ImportSpec] = TypeAdapter(Spec)
+
+
+@dataclass
+class ReadCounter:
+    """What has been read through a store object since it was opened or reset.
+
+    Attributes
+    ----------
+    n_bytes : int
+        Bytes of activations.
+    n_requests : int
+        Reads: files mapped, or ranges requested.
+    """
+
+    n_bytes: int = 0
+    n_requests: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, n_bytes: int, n_requests: int = 1) -> None:
+        """Count one read; safe from several threads."""
+        with self._lock:
+            self.n_bytes += n_bytes
+            self.n_requests += n_requests
+
+    def reset(self) -> None:
+        """Start again from zero."""
+        with self._lock:
+            self.n_bytes = self.n_requests = 0
+
+
+class ActivationStore:
+    """Pooled activations of every layer for every sample, read-only.
+
+    Made by `open_store`. Activations have the dimensions (feature, sample); `columns` turns them.
+
+    Attributes
+    ----------
+    uri : str
+        Where the store is.
+    fingerprint : str
+        Digest of `spec`.
+    spec : ExtractionSpec or ImportSpec
+        What identifies the activations.
+    layers : dict of str to Layer
+        Layers in order of depth.
+    splits : dict of str to Split
+        Splits in order.
+    class_names : tuple of str
+        Name per class index.
+    dtype : numpy.dtype
+        Type of the stored values.
+    provenance : dict
+        How, when and with what the store was made; not part of its identity.
+    reads : ReadCounter
+        Bytes and requests so far.
+    """
+
+    def __init__(self, objects: Objects, attributes: Mapping[str, Any]) -> None:
+        self.objects = objects
+        self.uri = objects.uri
+        self.fingerprint: str = attributes["fingerprint"]
+        self.spec = _SPEC.validate_python(attributes["spec"])
+        self.layers = {row["name"]: Layer(**row) for row in attributes["layer_order"]}
+        self.splits = {row["name"]: Split(**row) for row in attributes["splits"]}
+        self.class_names = tuple(self.spec.data.class_names)
+        self.dtype = np.dtype(self.spec.dtype).newbyteorder("<")
+        self.provenance: dict[str, Any] = attributes["provenance"]
+        self.created: str = attributes["created"]
+        self.reads = ReadCounter()
+        self._records: dict[tuple[str, int], BlockRecord] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.uri, True)
+
+    # ---------------------------------------------------------------- what there is
+
+    @property
+    def n_features(self) -> int:
+        """Features over all layers."""
+        return sum(layer.n_features for layer in self.layers.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all activations when complete, without padding and metadata."""
+        return self.n_features * self.dtype.itemsize * sum(s.n_samples for s in self.splits.values())
+
+    def split(self, name: str) -> Split:
+        """Return one split.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no split of this name.
+        """
+        if name not in self.splits:
+            raise InvalidInputError(f"store {self.uri!r} has no split {name!r}; {suggest(name, self.splits)}")
+        return self.splits[name]
+
+    def layer(self, name: str) -> Layer:
+        """Return one layer.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no layer of this name.
+        """
+        if name not in self.layers:
+            raise InvalidInputError(f"store {self.uri!r} has no layer {name!r}; {suggest(name, self.layers)}")
+        return self.layers[name]
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """Return class indices, shape (sample,)."""
+        return hierarchy.read_array(self.objects, f"{self.split(split).name}/labels").astype(np.int64, copy=False)
+
+    def ids(self, split: str) -> list[str]:
+        """Return the samples' names, in order."""
+        return [str(v) for v in hierarchy.read_array(self.objects, f"{self.split(split).name}/ids")]
+
+    def missing(self, split: str | None = None) -> dict[str, list[int]]:
+        """Return the blocks never committed, by split; splits that are complete are left out."""
+        found = {}
+        for s in [self.split(split)] if split is not None else self.splits.values():
+            there = set(self.objects.names(f"blocks/{s.name}"))
+            absent = [b for b in range(s.n_blocks) if layout.record_key(s.name, b).rsplit("/", 1)[1] not in there]
+            if absent:
+                found[s.name] = absent
+        return found
+
+    def record(self, split: str, block: int) -> BlockRecord:
+        """Return a block's commit record, read once.
+
+        Raises
+        ------
+        IncompleteStoreError
+            If the block was never committed.
+        DamagedStoreError
+            If the record does not hold.
+        """
+        key = (split, block)
+        if key not in self._records:
+            try:
+                self._records[key] = read_record(self.objects, split, block)
+            except FileNotFoundError:
+                raise self._incomplete({split: [block]}) from None
+        return self._records[key]
+
+    def _incomplete(self, missing: Mapping[str, Sequence[int]]) -> IncompleteStoreError:
+        what = "; ".join(f"{s}: {_ranges(b)} of {self.splits[s].n_blocks}" for s, b in missing.items())
+        return IncompleteStoreError(
+            f"store {self.uri!r} is incomplete, blocks missing in {what}; "
+            "run the same extraction again, it writes only these."
+        )
+
+    # ---------------------------------------------------------------- reading
+
+    def chunks(self, split: str) -> Iterator[ChunkRef]:
+        """Yield the address of every chunk of a split, by layer, then along features, then samples."""
+        s = self.split(split)
+        for layer in self.layers.values():
+            for chunk in range(layer.n_chunks):
+                for block in range(s.n_blocks):
+                    yield ChunkRef(s.name, layer.name, chunk, block)
+
+    def read_chunk(self, ref: ChunkRef) -> NDArray[Any]:
+        """Return one chunk, verified against its commit record, shape (feature, sample).
+
+        Raises
+        ------
+        IncompleteStoreError
+            If its block was never committed.
+        DamagedStoreError
+            If the chunk is absent, or its bytes are not those that were committed.
+        """
+        layer, split = self.layers[ref.layer], self.splits[ref.split]
+        record = self.record(ref.split, ref.block)
+        try:
+            raw = self.objects.read(ref.key)
+        except FileNotFoundError:
+            raise self._damaged(ref, "is missing") from None
+        self.reads.add(len(raw))
+        payload = memoryview(raw)[: -layout.CRC_BYTES]
+        size = layer.chunk_features * split.block_samples * self.dtype.itemsize
+        if len(payload) != size:
+            raise self._damaged(ref, f"has {len(raw)} bytes instead of {size + layout.CRC_BYTES}")
+        if layout.crc32c(payload) != record.checksums[layer.name][ref.chunk]:
+            raise self._damaged(ref, "does not have the checksum that was committed")
+        (f0, f1), (s0, s1) = layer.chunk_range(ref.chunk), split.block_range(ref.block)
+        values = np.frombuffer(payload, self.dtype).reshape(layer.chunk_features, split.block_samples)
+        return values[: f1 - f0, : s1 - s0]
+
+    def _damaged(self, ref: ChunkRef, how: str) -> DamagedStoreError:
+        return DamagedStoreError(
+            f"store {self.uri!r} is damaged: chunk {ref.key!r} {how}; delete the record "
+            f"{layout.record_key(ref.split, ref.block)!r} and extract again, only this block is redone."
+        )
+
+    def columns(self, split: str, indices: ArrayLike, samples: slice = slice(None)) -> NDArray[np.float32]:
+        """Return chosen features of a split, reading only their bytes.
+
+        Parameters
+        ----------
+        split : str
+            Name of the split.
+        indices : array_like of int, shape (m,)
+            Global feature indices, counting over `layers` in order; any order, duplicates allowed, negative ones
+            count from the end.
+        samples : slice
+            A contiguous range of samples.
+
+        Returns
+        -------
+        ndarray of float32, shape (sample, m)
+            The raw stored values, in Fortran order.
+
+        Raises
+        ------
+        IndexError
+            If an index is out of range.
+        InvalidInputError
+            If indices are not integers, or the samples are not a contiguous range.
+        DamagedStoreError
+            If a chunk is missing or too short.
+        """
+        s = self.split(split)
+        wanted = np.asarray(indices)
+        if wanted.size == 0:
+            wanted = wanted.astype(np.int64)
+        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+            raise InvalidInputError(
+                f"feature indices must be a one-dimensional array of integers, not shape {wanted.shape} "
+                f"of {wanted.dtype}."
+            )
+        p = self.n_features
+        outside = (wanted < -p) | (wanted >= p)
+        if outside.any():
+            raise IndexError(f"feature index {wanted[outside][0]} is out of range for a store of {p:,} features")
+        start, stop, step = samples.indices(s.n_samples)
+        if step != 1:
+            raise InvalidInputError(f"samples must be a contiguous range, not step {step}.")
+        wanted = np.where(wanted < 0, wanted + p, wanted).astype(np.int64)
+        out = np.empty((len(wanted), max(stop - start, 0)), np.float32)
+        blocks = [b for b in range(s.n_blocks) if s.block_range(b)[0] < stop and s.block_range(b)[1] > start]
+        for layer, positions in layout.locate(tuple(self.layers.values()), wanted):
+            local = wanted[positions] - layer.offset
+            for chunk in np.unique(local // layer.chunk_features):
+                inside = local // layer.chunk_features == chunk
+                rows, targets = local[inside] - chunk * layer.chunk_features, positions[inside]
+                for block in blocks:
+                    values = self._rows(ChunkRef(s.name, layer.name, int(chunk), block), rows)
+                    s0, s1 = s.block_range(block)
+                    a, b = max(s0, start), min(s1, stop)
+                    out[targets, a - start : b - start] = values[:, a - s0 : b - s0]
+        return out.T
+
+    def _rows(self, ref: ChunkRef, rows: NDArray[np.int64]) -> NDArray[Any]:
+        self.record(ref.split, ref.block)
+        row_bytes = self.splits[ref.split].block_samples * self.dtype.itemsize
+        try:
+            raw, n_bytes, n_requests = self.objects.read_rows(ref.key, rows, row_bytes)
+        except FileNotFoundError:
+            raise self._damaged(ref, "is missing") from None
+        except (IndexError, ValueError) as error:
+            raise self._damaged(ref, "is too short") from error
+        self.reads.add(n_bytes, n_requests)
+        return raw.view(self.dtype)
+
+    def norms(self, split: str) -> NDArray[np.float32]:
+        """Return the L2 norm of each layer's vector per sample, shape (layer, sample)."""
+        s = self.split(split)
+        out = np.empty((len(self.layers), s.n_samples), np.float32)
+        for block in range(s.n_blocks):
+            record = self.record(split, block)
+            key = f"{split}/norms/c/0/{block}"
+            try:
+                payload = memoryview(self.objects.read(key))[: -layout.CRC_BYTES]
+            except FileNotFoundError:
+                payload = memoryview(b"")
+            if layout.crc32c(payload) != record.norms_checksum:
+                raise DamagedStoreError(f"store {self.uri!r} is damaged: {key!r} is not what was committed.")
+            s0, s1 = s.block_range(block)
+            values = np.frombuffer(payload, "<f4").reshape(len(self.layers), s.block_samples)
+            out[:, s0:s1] = values[:, : s1 - s0]
+        return out
+
+    # ---------------------------------------------------------------- views for people
+
+    def dask(self, split: str, layer: str) -> dask.array.Array:
+        """Return a layer as a lazy Dask array, shape (feature, sample), one Dask chunk per stored chunk.
+
+        Reductions of float16 overflow silently in Dask: widen first, ``.astype("float32")``.
+        """
+        import dask.array as da
+
+        s, chosen = self.split(split), self.layer(layer)
+        features = [b - a for a, b in (chosen.chunk_range(c) for c in range(chosen.n_chunks))]
+        samples = [b - a for a, b in (s.block_range(b) for b in range(s.n_blocks))]
+
+        def load(block_info: Any = None) -> NDArray[Any]:
+            chunk, block = block_info[None]["chunk-location"]
+            return self.read_chunk(ChunkRef(s.name, chosen.name, chunk, block))
+
+        return da.map_blocks(
+            load,
+            chunks=(tuple(features), tuple(samples)),
+            dtype=self.dtype,
+            meta=np.empty((0, 0), self.dtype),
+            name=f"{chosen.name}-{self.fingerprint}-{s.name}",
+        )
+
+    def xarray(self) -> xarray.DataTree:
+        """Return the whole store as a lazy xarray DataTree: one node per split, one variable per layer."""
+        import xarray as xr
+
+        nodes = {}
+        for split in self.splits:
+            layers = {n: ((f"{n}_feature", "sample"), self.dask(split, n)) for n in self.layers}
+            coordinates = {"id": ("sample", self.ids(split)), "label": ("sample", self.labels(split))}
+            nodes[split] = xr.Dataset(layers, coordinates)
+        tree = xr.DataTree.from_dict(nodes)
+        tree.attrs = {"fingerprint": self.fingerprint, "uri": self.uri}
+        return tree
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `show` prints: plain JSON values."""
+        backbone = self.spec.backbone.architecture if isinstance(self.spec, ExtractionSpec) else "imported"
+        return {
+            "uri": self.uri,
+            "fingerprint": self.fingerprint,
+            "backbone": backbone,
+            "weights": self.provenance.get("weights"),
+            "data": self.provenance.get("data"),
+            "classes": len(self.class_names),
+            "splits": {s.name: s.n_samples for s in self.splits.values()},
+            "layers": len(self.layers),
+            "features": self.n_features,
+            "dtype": self.spec.dtype,
+            "bytes": self.n_bytes,
+            "created": self.created,
+        }
+
+    def __repr__(self) -> str:
+        s = self.summary
+        sizes = ", ".join(f"{k} {v:,}" for k, v in s["splits"].items())
+        return (
+            f"<ActivationStore {s['backbone']}: {s['layers']} layers, {s['features']:,} features, "
+            f"{sizes} samples, {s['bytes'] / 1e6:,.1f} MB at {self.uri}>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>"
+            f"{html.escape(v if isinstance(v, str) else json.dumps(v))}</td></tr>"
+            for k, v in self.summary.items()
+        )
+        widest = max(layer.n_features for layer in self.layers.values())
+        bars = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(layer.name)}</td><td>{layer.n_features:,}</td>"
+            f"<td style='width:12em;text-align:left'><div style='height:.7em;background:#4878a8;"
+            f"width:{100 * layer.n_features / widest:.1f}%'></div></td></tr>"
+            for layer in self.layers.values()
+        )
+        return (
+            f"<b>Activation store</b><table>{rows}</table><details><summary>{len(self.layers)} layers</summary>"
+            f"<table><tr><th>layer</th><th>features</th><th></th></tr>{bars}</table></details>"
+        )
+
+
+def open_store(uri: str | os.PathLike[str], allow_incomplete: bool = False, **options: Any) -> ActivationStore:
+    """Open an activation store for reading.
+
+    Parameters
+    ----------
+    uri : str or path
+        A local path, or any URL fsspec knows.
+    allow_incomplete : bool
+        Open a store whose blocks are not all committed; reading a missing block still raises.
+    **options
+        Passed to the fsspec file system.
+
+    Returns
+    -------
+    ActivationStore
+        The opened store.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store at `uri`.
+    FormatVersionError
+        If it was written in another format version.
+    DamagedStoreError
+        If its metadata does not hold.
+    IncompleteStoreError
+        If blocks are missing and `allow_incomplete` is false.
+
+    Examples
+    --------
+    >>> from store import open_store
+    >>> open_store("no/such/place")
+    Traceback (most recent call last):
+    store.errors.StoreNotFoundError: no activation store at 'no/such/place'; `head2toe list ROOT` shows what a root \
+holds.
+    """
+    objects = open_objects(uri, **options)
+    try:
+        attributes = hierarchy.read_attributes(objects)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise StoreNotFoundError(
+            f"no activation store at {objects.uri!r}; `head2toe list ROOT` shows what a root holds."
+        ) from None
+    except PermissionError:
+        raise InvalidInputError(f"store {objects.uri!r} cannot be read: permission denied.") from None
+    if attributes.get("format") != FORMAT:
+        raise StoreNotFoundError(f"{objects.uri!r} is a Zarr group but not an activation store.")
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise FormatVersionError(
+            f"store {objects.uri!r} has format version {attributes.get('format_version')!r}; this release reads "
+            f"version {FORMAT_VERSION}: use the release that wrote it, or extract again."
+        )
+    try:
+        opened = ActivationStore(objects, attributes)
+        whole = fingerprint(opened.spec) == opened.fingerprint
+    except Head2ToeError:
+        raise
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DamagedStoreError(
+            f"the metadata of store {objects.uri!r} is damaged: its specification does not have its fingerprint; "
+            "restore it from a copy, or remove the store and extract again."
+        )
+    missing = {} if allow_incomplete else opened.missing()
+    if missing:
+        raise opened._incomplete(missing)
+    return opened
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ``0–3, 7`` for ``[0, 1, 2, 3, 7]``."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)

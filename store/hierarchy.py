@@ -1,0 +1,164 @@
+"""The one place that speaks Zarr: metadata documents out, small arrays in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from store.errors import DamagedStoreError
+from store.objects import Objects
+
+METADATA = "zarr.json"
+
+
+@dataclass(frozen=True)
+class Blank:
+    """An array created at its final shape whose chunks are written later.
+
+    Attributes
+    ----------
+    shape, chunks : tuple of int
+        Shape of the array and of its chunks.
+    dtype : str
+        Floating-point numpy type; absent chunks read as NaN, never as zero.
+    dimensions : tuple of str
+        Name per dimension.
+    """
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    dimensions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A small array written whole, as one chunk.
+
+    Attributes
+    ----------
+    values : ndarray or sequence of str
+        The data.
+    dimensions : tuple of str
+        Name per dimension.
+    """
+
+    values: NDArray[Any] | Sequence[str]
+    dimensions: tuple[str, ...]
+
+
+Node = Blank | Filled
+
+
+def documents(nodes: Mapping[str, Node], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return every object of a Zarr v3 group, by key, the group's own metadata last.
+
+    Parameters
+    ----------
+    nodes : mapping of str to Blank or Filled
+        The arrays by path; groups between are made as needed.
+    attributes : mapping
+        Attributes of the group; JSON values only.
+
+    Returns
+    -------
+    dict of str to bytes
+        Writing them in order publishes the group only once all of it is there. Metadata is consolidated, so that
+        a reader opens the whole hierarchy with one request.
+    """
+    held: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(held), attributes=dict(attributes))
+    for path, node in nodes.items():
+        if isinstance(node, Blank):
+            group.create_array(
+                path,
+                shape=node.shape,
+                chunks=node.chunks,
+                dtype=node.dtype,
+                serializer=BytesCodec(endian="little"),
+                compressors=[Crc32cCodec()],
+                filters=None,
+                fill_value=np.nan,
+                dimension_names=node.dimensions,
+            )
+        else:
+            values = np.asarray(node.values)
+            text = values.dtype.kind in "UOT"
+            array = group.create_array(
+                path,
+                shape=values.shape,
+                chunks=tuple(max(n, 1) for n in values.shape),
+                dtype="str" if text else values.dtype,
+                compressors=[Crc32cCodec()],
+                filters=None,
+                dimension_names=node.dimensions,
+                config={"write_empty_chunks": True},
+            )
+            array[...] = values.astype(object) if text else values
+    everything = {key: value.to_bytes() for key, value in held.items()}
+    own = json.loads(everything.pop(METADATA))
+    members = {k.removesuffix(f"/{METADATA}"): json.loads(v) for k, v in everything.items() if k.endswith(METADATA)}
+    # Consolidated metadata as zarr-python writes it, without the warning it gives for every store.
+    own["consolidated_metadata"] = {
+        "kind": "inline",
+        "must_understand": False,
+        "metadata": dict(sorted(members.items())),
+    }
+    everything[METADATA] = json.dumps(own, indent=1).encode()
+    return everything
+
+
+def read_attributes(objects: Objects, path: str = "") -> dict[str, Any]:
+    """Return a group's attributes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such group.
+    DamagedStoreError
+        If its metadata cannot be parsed.
+    """
+    raw = objects.read(f"{path}/{METADATA}".lstrip("/"))
+    try:
+        attributes: dict[str, Any] = json.loads(raw)["attributes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedStoreError(
+            f"the metadata of {objects.uri!r} ({path or 'root'}) is damaged and cannot be read; "
+            "restore it from a copy, or remove the store and extract again."
+        ) from error
+    return attributes
+
+
+def read_array(objects: Objects, path: str) -> NDArray[Any]:
+    """Return a whole small array that `documents` wrote.
+
+    Raises
+    ------
+    DamagedStoreError
+        If it is absent or its checksum does not hold.
+    """
+    held = {}
+    prototype = default_buffer_prototype()
+    try:
+        held[METADATA] = objects.read(f"{path}/{METADATA}")
+        ndim = len(json.loads(held[METADATA])["shape"])
+        chunk = "/".join(["c", *["0"] * ndim])
+        held[chunk] = objects.read(f"{path}/{chunk}")
+        buffers = {key: prototype.buffer.from_bytes(value) for key, value in held.items()}
+        array = zarr.open_array(MemoryStore(buffers), mode="r")
+        values = np.asarray(array[...])
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DamagedStoreError(
+            f"array {path!r} of {objects.uri!r} is missing or damaged ({error}); "
+            "restore it from a copy, or remove the store and extract again."
+        ) from error
+    return values

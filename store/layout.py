@@ -1,0 +1,188 @@
+"""Where things lie in a store: names, dimensions, the arithmetic of blocks and chunks, and a chunk's bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from store.errors import InvalidInputError
+
+CHUNK_BYTES = 16 * 2**20
+"""Upper bound of a chunk's size: large enough to read at full speed, small enough for a task."""
+BLOCK_BYTES = 256 * 2**20
+"""What one block may hold over all layers, since a writer keeps about two of them in memory."""
+MIN_BLOCK, MAX_BLOCK = 128, 1024
+CRC_BYTES = 4
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's place in the store.
+
+    Attributes
+    ----------
+    name : str
+        Name of the layer.
+    n_features : int
+        Features of the layer.
+    offset : int
+        Global index of its first feature, counting over all layers in order.
+    chunk_features : int
+        Features per chunk; the last chunk may hold fewer.
+    """
+
+    name: str
+    n_features: int
+    offset: int
+    chunk_features: int
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks along the feature dimension."""
+        return -(-self.n_features // self.chunk_features)
+
+    def chunk_range(self, chunk: int) -> tuple[int, int]:
+        """Return the layer's features [start, stop) that a chunk holds."""
+        return chunk * self.chunk_features, min((chunk + 1) * self.chunk_features, self.n_features)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split's samples and their division into blocks.
+
+    Attributes
+    ----------
+    name : str
+        Name of the split, such as ``"train"``.
+    n_samples : int
+        Samples in the split.
+    block_samples : int
+        Samples per block; the last block may hold fewer.
+    """
+
+    name: str
+    n_samples: int
+    block_samples: int
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks in the split."""
+        return -(-self.n_samples // self.block_samples)
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """Return the samples [start, stop) of a block."""
+        return block * self.block_samples, min((block + 1) * self.block_samples, self.n_samples)
+
+
+@dataclass(frozen=True)
+class ChunkRef:
+    """Address of one chunk: a range of a layer's features for the samples of one block."""
+
+    split: str
+    layer: str
+    chunk: int
+    block: int
+
+    @property
+    def key(self) -> str:
+        """Key of the chunk's object, as Zarr v3's default chunk key encoding has it."""
+        return f"{layer_path(self.split, self.layer)}/c/{self.chunk}/{self.block}"
+
+
+def layer_path(split: str, layer: str) -> str:
+    """Return the path of a layer's array inside the store."""
+    return f"{split}/layers/{layer}"
+
+
+def record_key(split: str, block: int) -> str:
+    """Return the key of a block's commit record."""
+    return f"blocks/{split}/{block:06d}.json"
+
+
+def plan_layers(
+    layers: Mapping[str, int], splits: Mapping[str, int], itemsize: int, block_samples: int | None = None
+) -> tuple[tuple[Layer, ...], tuple[Split, ...]]:
+    """Choose blocks and chunks.
+
+    Blocks of all splits are of about the same size, bounded by what a writer can hold; within a split they are made
+    equal, since Zarr pads the last one to full size on disk.
+
+    Parameters
+    ----------
+    layers : mapping of str to int
+        Features per layer, in order.
+    splits : mapping of str to int
+        Samples per split.
+    itemsize : int
+        Bytes per value.
+    block_samples : int, optional
+        Samples per block at most; chosen from the width of all layers if not given.
+
+    Raises
+    ------
+    InvalidInputError
+        If a name cannot be part of a path, or a size is not positive.
+    """
+    for kind, sizes in (("layer", layers), ("split", splits)):
+        if not sizes:
+            raise InvalidInputError(f"a store needs at least one {kind}.")
+        for name, size in sizes.items():
+            if not _NAME.fullmatch(name) or name in {"blocks", "results"} or len(name) > 200:
+                raise InvalidInputError(
+                    f"{kind} name {name!r} cannot be used; letters, digits and '_.@-' are allowed, "
+                    "up to 200 of them, starting with a letter, digit or '_'."
+                )
+            if size < 1:
+                raise InvalidInputError(f"{kind} {name!r} has size {size}; at least 1 is needed.")
+    if block_samples is None:
+        fitting = BLOCK_BYTES // (itemsize * sum(layers.values()))
+        block_samples = min(max(1 << max(fitting, 1).bit_length() - 1, MIN_BLOCK), MAX_BLOCK)
+    if block_samples < 1:
+        raise InvalidInputError(f"block size {block_samples} is not positive; give a number of samples ≥ 1.")
+    planned_splits = tuple(
+        Split(name, n, -(-n // -(-n // min(block_samples, n)))) for name, n in splits.items()
+    )
+    widest = max(s.block_samples for s in planned_splits)
+    planned_layers, offset = [], 0
+    for name, n_features in layers.items():
+        n_chunks = -(-n_features * widest * itemsize // CHUNK_BYTES)
+        planned_layers.append(Layer(name, n_features, offset, -(-n_features // n_chunks)))
+        offset += n_features
+    return tuple(planned_layers), planned_splits
+
+
+def locate(layers: tuple[Layer, ...], indices: NDArray[np.int64]) -> Iterator[tuple[Layer, NDArray[np.int64]]]:
+    """Yield each layer that some global index falls in, with the positions of those indices."""
+    offsets = np.array([layer.offset for layer in layers])
+    owner = np.searchsorted(offsets, indices, side="right") - 1
+    order = np.argsort(owner, kind="stable")
+    bounds = np.searchsorted(owner[order], np.arange(len(layers) + 1))
+    for number, layer in enumerate(layers):
+        positions = order[bounds[number] : bounds[number + 1]]
+        if len(positions):
+            yield layer, positions
+
+
+def encode(values: NDArray[np.generic], shape: tuple[int, int]) -> tuple[memoryview, bytes]:
+    """Return a chunk's bytes and its checksum: little-endian values, padded to `shape`, then CRC-32C.
+
+    The padding of an edge chunk is NaN, the arrays' fill value.
+    """
+    if values.shape != shape:
+        padded = np.full(shape, np.nan, values.dtype)
+        padded[tuple(slice(n) for n in values.shape)] = values
+        values = padded
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    view = memoryview(little.reshape(-1).view(np.uint8))
+    return view, crc32c(view).to_bytes(CRC_BYTES, "little")
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """Return the CRC-32C (Castagnoli) of some bytes."""
+    return int(google_crc32c.value(np.frombuffer(data, np.uint8) if len(data) else b""))

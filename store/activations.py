@@ -145,6 +145,11 @@ class ActivationStore:
             raise InvalidInputError(f"store {self.uri!r} has no layer {name!r}; {suggest(name, self.layers)}")
         return self.layers[name]
 
+    def layer_indices(self, name: str) -> NDArray[np.int64]:
+        """Return the global indices of a layer's features, as `columns` takes them."""
+        layer = self.layer(name)
+        return np.arange(layer.offset, layer.offset + layer.n_features, dtype=np.int64)
+
     def labels(self, split: str) -> NDArray[np.int64]:
         """Return class indices, shape (sample,)."""
         return hierarchy.read_array(self.objects, f"{self.split(split).name}/labels").astype(np.int64, copy=False)
@@ -211,18 +216,18 @@ class ActivationStore:
         layer, split = self.layers[ref.layer], self.splits[ref.split]
         record = self.record(ref.split, ref.block)
         try:
-            raw = self.objects.read(ref.key)
+            raw = self.objects.load(ref.key)
         except FileNotFoundError:
             raise self._damaged(ref, "is missing") from None
         self.reads.add(len(raw))
-        payload = memoryview(raw)[: -layout.CRC_BYTES]
+        payload = raw[: -layout.CRC_BYTES]
         size = layer.chunk_features * split.block_samples * self.dtype.itemsize
         if len(payload) != size:
             raise self._damaged(ref, f"has {len(raw)} bytes instead of {size + layout.CRC_BYTES}")
-        if layout.crc32c(payload) != record.checksums[layer.name][ref.chunk]:
+        if layout.crc32c(memoryview(payload)) != record.checksums[layer.name][ref.chunk]:
             raise self._damaged(ref, "does not have the checksum that was committed")
         (f0, f1), (s0, s1) = layer.chunk_range(ref.chunk), split.block_range(ref.block)
-        values = np.frombuffer(payload, self.dtype).reshape(layer.chunk_features, split.block_samples)
+        values = payload.view(self.dtype).reshape(layer.chunk_features, split.block_samples)
         return values[: f1 - f0, : s1 - s0]
 
     def _damaged(self, ref: ChunkRef, how: str) -> DamagedStoreError:

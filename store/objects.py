@@ -24,7 +24,7 @@ COALESCE_GAP = 64 * 1024
 class Objects(Protocol):
     """Byte objects under one location, addressed by ``/``-separated keys.
 
-    `read` and `read_rows` raise `FileNotFoundError` for an absent key. `write` replaces atomically; `create` writes
+    `read`, `load` and `read_rows` raise `FileNotFoundError` for an absent key. `write` replaces atomically; `create` writes
     only if the key is absent and says whether it did.
     """
 
@@ -32,6 +32,9 @@ class Objects(Protocol):
 
     def read(self, key: str) -> bytes:
         """Return all bytes of an object."""
+
+    def load(self, key: str) -> NDArray[np.uint8]:
+        """Return all bytes of an object as a writable array, without a second copy where that can be."""
 
     def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> tuple[NDArray[np.uint8], int, int]:
         """Return chosen fixed-size rows, shape (len(rows), row_bytes), with the bytes and requests it took."""
@@ -62,6 +65,10 @@ class LocalObjects:
     def read(self, key: str) -> bytes:
         """Return all bytes of a file."""
         return (self.root / key).read_bytes()
+
+    def load(self, key: str) -> NDArray[np.uint8]:
+        """Return all bytes of a file, read straight into the array."""
+        return np.fromfile(self.root / key, np.uint8)
 
     def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> tuple[NDArray[np.uint8], int, int]:
         """Gather rows through a memory map, so that only the pages of those rows are touched."""
@@ -135,6 +142,10 @@ class FsspecObjects:
         """Return all bytes of an object."""
         data: bytes = self.fs.cat_file(self._at(key))
         return data
+
+    def load(self, key: str) -> NDArray[np.uint8]:
+        """Return all bytes of an object, copied once since the file system's own are read-only."""
+        return np.frombuffer(self.read(key), np.uint8).copy()
 
     def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> tuple[NDArray[np.uint8], int, int]:
         """Fetch rows as concurrent byte ranges, neighbours within a small gap sharing one request."""

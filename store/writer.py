@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -69,7 +70,7 @@ class StoreWriter:
         layers : mapping of str to ndarray, shape (feature, sample)
             Every layer's values for the samples of `store.splits[split].block_range(block)`, in the store's dtype.
         seconds : mapping of str to float, optional
-            Time spent by activity, kept in the record.
+            Time spent by activity, kept in the record beside the time of writing.
 
         Returns
         -------
@@ -120,15 +121,17 @@ class StoreWriter:
             stop=stop,
             checksums={n: tuple(int.from_bytes(crc, "little") for *_, crc in e) for n, e in encoded.items()},
             norms_checksum=int.from_bytes(norms_crc, "little"),
-            seconds={k: round(v, 4) for k, v in (seconds or {}).items()},
         )
         committed = self._committed(record)
         if committed is not None:
             return committed
+        began = time.perf_counter()
         for chunks in encoded.values():
             for key, payload, crc in chunks:
                 store.objects.write(key, [payload, crc])
         store.objects.write(f"{split}/norms/c/0/{block}", [norms_view, norms_crc])
+        spent = {**(seconds or {}), "write": time.perf_counter() - began}
+        record = record.model_copy(update={"seconds": {k: round(v, 4) for k, v in spent.items()}})
         if not store.objects.create(layout.record_key(split, block), encode_record(record)):
             return self._committed(record) or record
         return record

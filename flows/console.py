@@ -1,0 +1,101 @@
+"""What a person sees in the terminal: progress and messages on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+messages = Console(stderr=True, highlight=False)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Return the speed, such as ``41.2/s``."""
+        return Text(f"{task.finished_speed or task.speed or 0:,.1f}/s", style="progress.data.speed")
+
+
+class ProgressBars:
+    """Progress of long work, a bar per stage with rate and time left; a line per finished stage without a terminal.
+
+    Use as a context and pass it where a progress callback is wanted.
+    """
+
+    def __init__(self) -> None:
+        self._live = messages.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=messages,
+            disable=not self._live,
+        )
+        self._stages: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` units of a stage are finished."""
+        if stage not in self._stages:
+            self._stages[stage] = self._bars.add_task(stage, total=total)
+        self._bars.update(self._stages[stage], completed=done, total=total)
+        if not self._live and done == total:
+            messages.print(f"{stage}: {done:,} of {total:,}")
+        if done == total:
+            # A stage of the same name that comes later gets a bar of its own.
+            del self._stages[stage]
+
+
+def say(text: str) -> None:
+    """Print a message for the user on standard error."""
+    messages.print(text, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a machine-readable result on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on standard output; columns after the first are right-aligned if their cells begin with a digit."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        numeric = bool(rows) and all(row[number][:1].isdigit() or row[number] in {"", "–"} for row in rows)
+        table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values, one per line, on standard output."""
+    print_table(None, ("", ""), [(key, _plain(value)) for key, value in facts.items()])
+
+
+def human_bytes(n: float) -> str:
+    """Return a size such as ``12.3 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
+        n /= 1000
+    return f"{n:,.1f} TB"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,26 @@
+"""The run that needs nothing but this package: real scans of handwritten digits through a small backbone."""
+
+from __future__ import annotations
+
+from flows.config import Head2ToeConfig
+from pipeline.extraction import ExtractionParameters
+from pipeline.selection import SelectionParameters
+
+BACKBONE = "test_resnet"
+
+
+def demo_config(root: str, weights: str) -> Head2ToeConfig:
+    """Return the parameters of the demo.
+
+    Parameters
+    ----------
+    root : str
+        Folder or URL under which stores and reports lie.
+    weights : str
+        ``random:SEED``, ``pretrained`` or a checkpoint file.
+    """
+    return Head2ToeConfig(
+        root=root,
+        extraction=ExtractionParameters(backbone=BACKBONE, weights=weights, data="digits"),
+        selection=SelectionParameters(),
+    )

@@ -1,0 +1,387 @@
+"""Extraction: images through the backbone once, every layer's pooled activations into a store."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.backbones import Backbone, load_backbone
+from pipeline.compute import Progress
+from pipeline.datasets import ImageData, ImageSplit, load_data
+from pipeline.pooling import ClsToken
+from pipeline.presets import PRE_LOGITS
+from pipeline.taps import Capture, PlannedLayer, plan_layers, resolve_taps
+from store.activations import ActivationStore, open_store
+from store.errors import InterruptedExtractionError, InvalidInputError, StoreNotFoundError
+from store.objects import LocalObjects, join, open_objects
+from store.records import BlockRecord
+from store.spec import DataSpec, DTypeName, ExtractionSpec, Frozen, Manifest, PoolingSpec, fingerprint
+from store.writer import StoreWriter, create_store
+
+DEFAULT_BATCH_SIZE = 64
+
+
+class ExtractionParameters(Frozen):
+    """What to extract, and how.
+
+    Attributes
+    ----------
+    backbone : str
+        timm model name, optionally with a weights tag.
+    data : str
+        ``digits``, or a folder of images.
+    weights : str
+        ``pretrained``, a checkpoint file, or ``random:SEED``.
+    taps : tuple of str
+        Preset names, module names or shell-style patterns.
+    exclude : tuple of str
+        Patterns of taps to leave out.
+    target_sizes : tuple of int
+        Features aimed at per layer.
+    cls_token : str
+        What becomes of prefix tokens: ``pooled``, ``separate`` or ``only``.
+    dtype : str
+        Type of the stored values.
+    image_size : int, optional
+        Height and width in pixels; the backbone's own if not given.
+    batch_size : int
+        Images per forward pass; a resumed store keeps the one it was begun with, so that its bytes stay the same.
+    block_size : int, optional
+        Samples per committed block at most.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or any other torch device.
+    """
+
+    backbone: str
+    data: str
+    weights: str = "pretrained"
+    taps: tuple[str, ...] = ("head2toe",)
+    exclude: tuple[str, ...] = ()
+    target_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (512,)
+    cls_token: ClsToken = "pooled"
+    dtype: DTypeName = "float16"
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = DEFAULT_BATCH_SIZE
+    block_size: Annotated[int, Field(ge=1)] | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What an extraction did.
+
+    Attributes
+    ----------
+    uri : str
+        Where the store is.
+    fingerprint : str
+        Its identity.
+    extracted : int
+        Samples that went through the backbone in this call.
+    reused : int
+        Samples whose blocks were there already.
+    seconds : float
+        Time of this call, in all.
+    seconds_saved : float
+        Time that reading and forwarding the re-used samples took when they were extracted.
+    """
+
+    uri: str
+    fingerprint: str
+    extracted: int
+    reused: int
+    seconds: float
+    seconds_saved: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An extraction, resolved but not begun.
+
+    Attributes
+    ----------
+    backbone : Backbone
+        The frozen model.
+    data : ImageData
+        The images.
+    layers : tuple of PlannedLayer
+        What will be stored.
+    manifests : dict of str to Manifest
+        Samples by split.
+    spec : ExtractionSpec
+        Identity.
+    uri : str
+        Where the store will be.
+    """
+
+    backbone: Backbone
+    data: ImageData
+    layers: tuple[PlannedLayer, ...]
+    manifests: dict[str, Manifest]
+    spec: ExtractionSpec
+    uri: str
+
+    @property
+    def n_features(self) -> int:
+        """Features over all layers."""
+        return sum(layer.n_features for layer in self.layers)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all activations."""
+        n = sum(len(m.ids) for m in self.manifests.values())
+        return n * self.n_features * np.dtype(self.spec.dtype).itemsize
+
+
+def plan_extraction(parameters: ExtractionParameters, root: str, progress: Progress | None = None) -> Plan:
+    """Load the backbone, look at the data, and resolve everything that identifies the extraction.
+
+    Parameters
+    ----------
+    parameters : ExtractionParameters
+        What to extract.
+    root : str
+        Folder or URL under which stores lie.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+
+    Raises
+    ------
+    InvalidInputError
+        If a name is unknown, a pattern matches nothing, or data cannot be used.
+    """
+    data = load_data(parameters.data)
+    size = parameters.image_size
+    backbone = load_backbone(parameters.backbone, parameters.weights, input_size=None if size is None else (3, size, size))
+    taps = resolve_taps(backbone.model, parameters.taps, parameters.exclude)
+    pooling = PoolingSpec(target_sizes=parameters.target_sizes, cls_token=parameters.cls_token)
+    layers = plan_layers(backbone.model, taps, pooling, backbone.preprocessing.input_size)
+    manifests = {}
+    for number, (name, split) in enumerate(data.splits.items()):
+        if progress:
+            progress("reading the data's manifest", number, len(data.splits))
+        manifests[name] = split.manifest()
+    if progress:
+        progress("reading the data's manifest", len(data.splits), len(data.splits))
+    spec = ExtractionSpec(
+        backbone=backbone.spec,
+        preprocessing=backbone.preprocessing,
+        taps=taps,
+        pooling=pooling,
+        dtype=parameters.dtype,
+        data=DataSpec(splits={n: m.spec() for n, m in manifests.items()}, class_names=data.class_names),
+    )
+    return Plan(backbone, data, layers, manifests, spec, join(root, f"{fingerprint(spec)}.zarr"))
+
+
+def extract(parameters: ExtractionParameters, root: str, progress: Progress | None = None) -> Extraction:
+    """Write the store of these parameters under `root`, or only what is missing of it.
+
+    Parameters
+    ----------
+    parameters : ExtractionParameters
+        What to extract.
+    root : str
+        Folder or URL under which stores lie.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``; samples during the extraction itself.
+
+    Returns
+    -------
+    Extraction
+        Where the store is and what was done.
+
+    Raises
+    ------
+    InvalidInputError
+        If anything cannot be used as given, or the disk cannot hold the store.
+    NotFiniteError
+        If a layer overflows the store's type.
+    InterruptedExtractionError
+        If the user stops it; committed blocks stay.
+    """
+    start = time.perf_counter()
+    plan = plan_extraction(parameters, root, progress)
+    writer = _writer(plan, parameters)
+    store = writer.store
+    missing = writer.missing()
+    todo = [(split, block) for split, blocks in missing.items() for block in blocks]
+    samples = {(s.name, b): s.block_range(b) for s in store.splits.values() for b in range(s.n_blocks)}
+    extracted = sum(samples[key][1] - samples[key][0] for key in todo)
+    total = sum(s.n_samples for s in store.splits.values())
+    saved = sum(
+        sum(store.record(*key).seconds.get(what, 0.0) for what in ("read", "forward")) for key in samples.keys() - set(todo)
+    )
+    done = 0
+    if todo:
+        try:
+            for record in _write_blocks(plan, writer, todo, _device(parameters.device)):
+                done += record.stop - record.start
+                if progress:
+                    progress("extracting images", done, extracted)
+        except KeyboardInterrupt:
+            left = sum(len(b) for b in writer.missing().values())
+            raise InterruptedExtractionError(
+                f"extraction stopped; {len(samples) - left} of {len(samples)} blocks are committed in {plan.uri!r} "
+                "and stay: run the same command again to resume."
+            ) from None
+    return Extraction(
+        uri=plan.uri,
+        fingerprint=store.fingerprint,
+        extracted=extracted,
+        reused=total - extracted,
+        seconds=time.perf_counter() - start,
+        seconds_saved=saved,
+    )
+
+
+def embedding_layer(store: ActivationStore) -> str:
+    """Return the layer that a linear probe uses: the pooled embedding right before the classifier.
+
+    Raises
+    ------
+    InvalidInputError
+        If the store's producer did not say which layer that is.
+    """
+    name = store.provenance.get("embedding")
+    if name not in store.layers:
+        raise InvalidInputError(
+            f"store {store.uri!r} does not say which of its layers is the embedding, so there is no Linear baseline; "
+            "extract with the preset 'head2toe', which captures it."
+        )
+    return str(name)
+
+
+def _writer(plan: Plan, parameters: ExtractionParameters) -> StoreWriter:
+    try:
+        there = open_store(plan.uri, allow_incomplete=True)
+    except StoreNotFoundError:
+        _check_space(plan)
+    else:
+        return StoreWriter(there)
+    embedding = [layer.name for layer in plan.layers if layer.tap.name == PRE_LOGITS]
+    provenance = {
+        "backbone": plan.backbone.name,
+        "weights": plan.backbone.weights,
+        "data": plan.data.name,
+        "embedding": embedding[-1] if embedding else None,
+        "batch_size": parameters.batch_size,
+        "device": _device_name(_device(parameters.device)),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "timm", "numpy", "zarr")},
+    }
+    return create_store(
+        plan.uri,
+        {layer.name: layer.n_features for layer in plan.layers},
+        {name: len(m.ids) for name, m in plan.manifests.items()},
+        manifests=plan.manifests,
+        class_names=plan.data.class_names,
+        spec=plan.spec,
+        provenance=provenance,
+        block_samples=parameters.block_size,
+    )
+
+
+def _check_space(plan: Plan) -> None:
+    objects = open_objects(plan.uri)
+    if not isinstance(objects, LocalObjects):
+        return
+    place = next(p for p in [objects.root.absolute(), *objects.root.absolute().parents] if p.exists())
+    if not os.access(place, os.W_OK):
+        raise InvalidInputError(f"cannot write to {str(place)!r}: permission denied; choose a root that is writable.")
+    if not place.is_dir():
+        raise InvalidInputError(f"cannot write to {str(place)!r}: it is a file; choose a folder as the root.")
+    free = shutil.disk_usage(place).free
+    if plan.n_bytes > free:
+        raise InvalidInputError(
+            f"the store needs {plan.n_bytes / 1e9:.1f} GB but {str(place)!r} has {free / 1e9:.1f} GB free; "
+            "choose another root, fewer taps or a smaller target size."
+        )
+
+
+def _write_blocks(
+    plan: Plan, writer: StoreWriter, todo: list[tuple[str, int]], device: torch.device
+) -> Iterator[BlockRecord]:
+    """Yield each block's record after it is committed; one block is written while the next is computed."""
+    batch_size = int(writer.store.provenance["batch_size"])
+    model = plan.backbone.model.to(device)
+    pending: Future[BlockRecord] | None = None
+    with (
+        ThreadPoolExecutor(1, "writer") as writing,
+        ThreadPoolExecutor(max(2, os.cpu_count() or 1), "reader") as reading,
+        Capture(model, plan.layers) as capture,
+    ):
+        for split, block in todo:
+            values, seconds = _compute_block(
+                plan, writer.store, capture, split, block, batch_size=batch_size, device=device, reading=reading
+            )
+            if pending is not None:
+                yield pending.result()
+            pending = writing.submit(writer.write_block, split, block, values, seconds)
+        if pending is not None:
+            yield pending.result()
+
+
+@torch.inference_mode()
+def _compute_block(
+    plan: Plan,
+    store: ActivationStore,
+    capture: Capture,
+    split: str,
+    block: int,
+    *,
+    batch_size: int,
+    device: torch.device,
+    reading: ThreadPoolExecutor,
+) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+    """Return one block's values by layer, shape (feature, sample); batches begin at the block's first sample."""
+    start, stop = store.splits[split].block_range(block)
+    images = plan.data.splits[split]
+    out = {n: np.empty((layer.n_features, stop - start), store.dtype) for n, layer in store.layers.items()}
+    seconds = {"read": 0.0, "forward": 0.0}
+    bounds = [(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)]
+    batches = [reading.submit(_read_batch, plan.backbone, images, *bounds[0])]
+    for number, (a, b) in enumerate(bounds):
+        if number + 1 < len(bounds):
+            batches.append(reading.submit(_read_batch, plan.backbone, images, *bounds[number + 1]))
+        clock = time.perf_counter()
+        batch = batches.pop(0).result()
+        waited = time.perf_counter()
+        for name, pooled in capture(batch.to(device)).items():
+            out[name][:, a - start : b - start] = pooled.to(torch.from_numpy(out[name]).dtype).cpu().numpy().T
+        seconds["read"] += waited - clock
+        seconds["forward"] += time.perf_counter() - waited
+    return out, seconds
+
+
+def _read_batch(backbone: Backbone, images: ImageSplit, start: int, stop: int) -> torch.Tensor:
+    return torch.stack([backbone.transform(images.image(i)) for i in range(start, stop)])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInputError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0].rstrip('.')}; try 'auto' or 'cpu'."
+        ) from error
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

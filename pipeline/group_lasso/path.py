@@ -1,0 +1,340 @@
+"""The two-pass scheme: score all features, solve in memory, score all features again, repair, certify."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.group_lasso.certificate import Certificate, Optimality
+from pipeline.group_lasso.losses import Array, Loss
+from pipeline.group_lasso.screening import ColumnCache, spectral_norm
+from pipeline.group_lasso.solver import Accuracy, Point, allowed_excess, measure, minimise, null_point
+from pipeline.group_lasso.source import ColumnSource, single_threaded_blas
+from store.errors import InvalidInputError
+
+Progress = Callable[[str, int, int], None]
+
+_WARM_RATIO = 0.6  # between the penalties visited on the way to the one asked for
+_WARM_ACCURACY = Accuracy(gap=np.inf, kkt=0.1)
+_KEEP_RATIO = 0.85
+_KEEP_FLOOR = 1e-3
+_LEAST_COLUMNS = 32
+_COLUMNS_PER_SAMPLE = 32
+_NEAR = 0.1  # fetched with the violators: scores above (1 − 0.1) λ
+_FETCH_AT_ONCE = 2048  # rather than scan all features once more
+_MOST_PASSES = 40
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One certified point of the path.
+
+    Attributes
+    ----------
+    support : ndarray of shape (m,), int64
+        Selected features, sorted.
+    coef : ndarray of shape (m, K), float64
+        Their rows.
+    intercept : ndarray of shape (K,), float64
+        With respect to the normalised columns as the source gives them.
+    relevance : ndarray of shape (p,), float64
+        Positive on the support, not positive off it.
+    certificate : Certificate
+        Evidence.
+    """
+
+    support: NDArray[np.int64]
+    coef: Array
+    intercept: Array
+    relevance: Array
+    certificate: Certificate
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A point measured against all features."""
+
+    point: Point
+    state: Optimality
+    certified: bool
+    intercept: Array
+    relevance: Array
+    score_slack: float
+    note: str
+
+
+class TwoPassSolver:
+    """Solves one data set for any number of penalties.
+
+    Parameters
+    ----------
+    source : ColumnSource
+        The features.
+    loss : Loss
+        Targets, weights and the kind of loss.
+    tol : float
+        Largest duality gap, relative to the objective of the intercept alone.
+    kkt_tol : float
+        Largest violation of the optimality conditions, in units of λ.
+    memory : int
+        Bytes that cached columns may take.
+    keep : int
+        How many features will be wanted; makes room for them in the cache.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+
+    Raises
+    ------
+    InvalidInputError
+        If memory is too small or no feature varies with the targets.
+    """
+
+    def __init__(
+        self,
+        source: ColumnSource,
+        loss: Loss,
+        *,
+        tol: float,
+        kkt_tol: float,
+        memory: int,
+        keep: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self._source = source
+        self._loss = loss
+        self._progress = progress or (lambda stage, done, total: None)
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._kkt_tol = kkt_tol
+        capacity = min(source.n_features, int(memory) // (4 * source.n_samples))
+        least = min(source.n_features, _LEAST_COLUMNS)
+        if capacity < least:
+            message = (
+                f"memory={memory} bytes is too small: {least} columns of {4 * source.n_samples} bytes must be held at "
+                f"once; the least that works here is memory={least * 4 * source.n_samples}."
+            )
+            raise InvalidInputError(message)
+        self._null = null_point(loss, np.inf)
+        self._null_objective = loss.value(self._null.logits)
+        self._accuracy = Accuracy(gap=tol * self._null_objective, kkt=kkt_tol)
+        with self._stage("first pass", 0, 1), single_threaded_blas():
+            scores, self._norms = source.first_pass(self._null.residual)
+        self._null_scores = scores / source.n_samples
+        self.penalty_max = float(self._null_scores.max())
+        reach = float((self._norms * np.linalg.norm(self._null.residual)).max()) / source.n_samples
+        if not np.isfinite(reach):
+            raise InvalidInputError("X has values that are not finite; remove or replace them.")
+        if self.penalty_max <= 1e-12 * reach or reach == 0:
+            message = (
+                f"X has {source.n_features} features but none varies with the targets (the largest score is "
+                f"{self.penalty_max:.3g}): all are constant over the samples, or unrelated to the targets."
+            )
+            raise InvalidInputError(message)
+        fill = max(_COLUMNS_PER_SAMPLE * source.n_samples, 4 * keep, 4096)
+        fill = min(fill, capacity if capacity == source.n_features else 3 * capacity // 4)
+        best = np.sort(np.argsort(-self._null_scores, kind="stable")[:fill])
+        with self._stage("fetch", 0, 1), single_threaded_blas():
+            self._cache = ColumnCache(source, loss.weights, self._norms, capacity)
+            self._cache.require(best)
+
+    def solve(self, penalties: Sequence[float]) -> list[Solution]:
+        """Solve for every penalty.
+
+        Parameters
+        ----------
+        penalties : sequence of float
+            Positive, in any order.
+
+        Returns
+        -------
+        list of Solution
+            In the order of `penalties`.
+
+        Raises
+        ------
+        InvalidInputError
+            If memory is too small for the support.
+        """
+        ordered = sorted(set(penalties), reverse=True)
+        points: list[Point] = []
+        point = replace(self._null, penalty=self.penalty_max)
+        with single_threaded_blas():
+            for done, penalty in enumerate(ordered):
+                with self._stage("solve", done, len(ordered)):
+                    point = self._advance(point, penalty)
+                    points.append(point)
+            solutions = dict(zip(ordered, map(self._solution, self._check(points)), strict=True))
+        return [solutions[penalty] for penalty in penalties]
+
+    def solve_for_size(self, keep: int) -> Solution:
+        """Lower the penalty until at least `keep` features are selected.
+
+        Parameters
+        ----------
+        keep : int
+            Number of features wanted.
+
+        Returns
+        -------
+        Solution
+            At the first penalty of a geometric sequence whose support is large enough; if there is none above
+            0.001 λ_max, at the last one, and the certificate says so.
+
+        Raises
+        ------
+        InvalidInputError
+            If memory is too small for the support.
+        """
+        point = replace(self._null, penalty=self.penalty_max)
+        with single_threaded_blas():
+            while True:
+                penalty = point.penalty * _KEEP_RATIO
+                last = penalty * _KEEP_RATIO < _KEEP_FLOOR * self.penalty_max
+                with self._stage("solve", min(len(point.support), keep - 1), keep):
+                    point = minimise(self._cache, self._loss, point, penalty, _WARM_ACCURACY)
+                    if len(point.support) >= keep or last:
+                        point = minimise(self._cache, self._loss, point, penalty, self._accuracy)
+                if len(point.support) < keep and not last:
+                    continue
+                checked = self._check([point])[0]
+                point = checked.point
+                size = len(point.support)
+                if size >= keep:
+                    return self._solution(checked)
+                if last:
+                    note = f"Only {size} features can be selected, {keep} were asked for; relevance orders the rest."
+                    return self._solution(replace(checked, note=note))
+
+    def _advance(self, point: Point, penalty: float) -> Point:
+        if penalty >= self.penalty_max:
+            return replace(self._null, penalty=penalty)
+        steps = max(1, int(np.ceil(np.log(penalty / min(point.penalty, self.penalty_max)) / np.log(_WARM_RATIO))))
+        for between in np.geomspace(min(point.penalty, self.penalty_max), penalty, steps + 1)[1:-1]:
+            point = minimise(self._cache, self._loss, point, float(between), _WARM_ACCURACY)
+        return minimise(self._cache, self._loss, point, penalty, self._accuracy)
+
+    def _check(self, points: Sequence[Point]) -> list[_Checked]:
+        """Scan, repair and measure until every point is certified, or no more passes are allowed."""
+        checked: dict[int, _Checked] = {}
+        pending = []
+        for at, point in enumerate(points):
+            if point.penalty >= self.penalty_max:
+                note = "The penalty is at least penalty_max: nothing is selected, and this is exact."
+                checked[at] = self._judge(point, self._null_scores, np.zeros_like(self._norms), note)
+            else:
+                pending.append(at)
+        current = list(points)
+        while pending:
+            residuals = np.stack([current[at].residual for at in pending], axis=2)
+            with self._stage("scan", 0, 1):
+                scores = self._source.correlate(residuals) / self._source.n_samples
+            with self._stage("repair", 0, len(pending)):
+                self._fetch_violators(current, pending, scores)
+            for done, at in enumerate(pending):
+                with self._stage("repair", done, len(pending)):
+                    checked[at] = self._repair(current[at], np.ascontiguousarray(scores[:, done]))
+                current[at] = checked[at].point
+            pending = [at for at in pending if not checked[at].certified]
+            if self._source.passes >= _MOST_PASSES:
+                break
+        return [checked[at] for at in range(len(points))]
+
+    def _fetch_violators(self, points: Sequence[Point], pending: Sequence[int], scores: Array) -> None:
+        """Fetch at once what all points will ask for, if it fits."""
+        wanted = np.zeros(self._source.n_features, dtype=np.bool_)
+        for column, at in enumerate(pending):
+            wanted[self._suspects(points[at], scores[:, column])] = True
+            wanted[points[at].support] = True
+        features = np.flatnonzero(wanted)
+        if len(features) <= self._cache.capacity:
+            self._cache.require(features)
+
+    def _suspects(self, point: Point, upper: Array) -> NDArray[np.int64]:
+        """Return features not held that may violate the conditions, and those near them: the highest first."""
+        outside = self._cache.slots(np.arange(self._source.n_features)) < 0
+        limit = point.penalty * (1 + allowed_excess(point, self._accuracy))
+        if not (upper[outside] > limit).any():
+            return np.empty(0, dtype=np.int64)
+        near = np.flatnonzero(outside & (upper > (1 - _NEAR) * point.penalty))
+        return near[np.argsort(-upper[near], kind="stable")]
+
+    def _repair(self, start: Point, scores: Array) -> _Checked:
+        """Let violators into the solution; bound the scores of the rest by how far the residual has moved."""
+        point = start
+        slack = np.zeros_like(scores)
+        self._cache.require(point.support)
+        most = _COLUMNS_PER_SAMPLE * self._source.n_samples
+        while True:
+            suspects = self._suspects(point, scores + slack)
+            if len(suspects) > most:
+                suspects = suspects[: most if point is start else 0]
+            if len(suspects):
+                room = self._cache.capacity - len(point.support)
+                if room == 0:
+                    raise self._cache.too_small(len(point.support) + _LEAST_COLUMNS)
+                self._cache.require(np.union1d(point.support, suspects[:room]))
+            elif point is not start:
+                break
+            moved = minimise(self._cache, self._loss, point, point.penalty, self._accuracy)
+            if moved is point:
+                break
+            point, most = moved, _FETCH_AT_ONCE
+            slack = self._norms * (spectral_norm(point.residual - start.residual) / self._source.n_samples)
+        if point is not start:
+            held = self._cache.held
+            features = self._cache.features(held)
+            scores[features] = np.linalg.norm(self._cache.correlate(held, point.residual), axis=1)
+            slack[features] = 0.0
+        return self._judge(point, scores, slack)
+
+    def _judge(self, point: Point, scores: Array, slack: Array, note: str = "") -> _Checked:
+        outside = np.ones(len(scores), dtype=np.bool_)
+        outside[point.support] = False
+        largest = float((scores + slack)[outside].max(initial=0.0))
+        state = measure(self._cache, self._loss, point, largest)
+        certified = state.gap <= self._accuracy.gap and state.kkt <= self._accuracy.kkt
+        if not certified:
+            note = f"Not certified after {self._source.passes} passes: the tolerances are not met over all features."
+        relevance = np.minimum(scores / point.penalty - 1, 0.0)
+        relevance[point.support] = np.linalg.norm(point.coef, axis=1)
+        means = self._cache.means(self._cache.slots(point.support))
+        widest = float(slack.max()) / point.penalty
+        return _Checked(point, state, certified, point.intercept - means @ point.coef, relevance, widest, note)
+
+    def _solution(self, checked: _Checked) -> Solution:
+        point, state = checked.point, checked.state
+        certificate = Certificate(
+            certified=checked.certified,
+            note=checked.note,
+            penalty=point.penalty,
+            penalty_max=self.penalty_max,
+            objective=state.objective,
+            null_objective=self._null_objective,
+            duality_gap=state.gap,
+            relative_gap=state.gap / self._null_objective,
+            kkt_violation=state.kkt,
+            score_slack=checked.score_slack,
+            support_size=len(point.support),
+            n_features=self._source.n_features,
+            n_samples=self._source.n_samples,
+            passes=self._source.passes,
+            bytes_read=self._source.bytes_read,
+            cached_columns=self._cache.size,
+            cached_bytes=self._cache.size * self._cache.columns.itemsize * self._source.n_samples,
+            newton_steps=point.newton_steps,
+            sweeps=point.sweeps,
+            seconds={stage: round(seconds, 6) for stage, seconds in self._seconds.items()},
+        )
+        return Solution(point.support, point.coef, checked.intercept, checked.relevance, certificate)
+
+    @contextmanager
+    def _stage(self, name: str, done: int, total: int) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - began
+        self._progress(name, done + 1, total)

@@ -1,0 +1,289 @@
+"""The optimum at one penalty over the cached columns: working sets around a prox-Newton method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.group_lasso.certificate import Optimality, optimality
+from pipeline.group_lasso.kernels import descend
+from pipeline.group_lasso.losses import Array, Loss, residual
+from pipeline.group_lasso.screening import ColumnCache, Slots
+
+_NEWTON_STEPS = 100
+_STALLED_STEPS = 15  # without halving the error: rounding is all that is left
+_SWEEPS = 200
+
+
+class Accuracy(NamedTuple):
+    """When a point is good enough.
+
+    Attributes
+    ----------
+    gap : float
+        Duality gap, absolute.
+    kkt : float
+        Worst violation of the optimality conditions, in units of λ.
+    """
+
+    gap: float
+    kkt: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model, its place on the path and what it took to get there from the previous one.
+
+    Attributes
+    ----------
+    penalty : float
+        λ.
+    support : ndarray of shape (m,), int64
+        Features with a non-zero row, sorted.
+    coef : ndarray of shape (m, K), float64
+        Their rows.
+    intercept : ndarray of shape (K,), float64
+        With respect to centred columns.
+    logits, residual : ndarray of shape (n, K), float64
+        ``X̃W + b``, and ``v ∘ (Y − P)`` there; the residual's columns sum to zero.
+    newton_steps, sweeps : int
+        Outer and inner iterations.
+    """
+
+    penalty: float
+    support: NDArray[np.int64]
+    coef: Array
+    intercept: Array
+    logits: Array
+    residual: Array
+    newton_steps: int = 0
+    sweeps: int = 0
+
+    @property
+    def penalty_term(self) -> float:
+        """Return ``λ Σ_j ‖W_j‖₂``."""
+        return self.penalty * float(np.linalg.norm(self.coef, axis=1).sum())
+
+
+def null_point(loss: Loss, penalty: float) -> Point:
+    """Return the intercept-only model.
+
+    Parameters
+    ----------
+    loss : Loss
+        The smooth part.
+    penalty : float
+        λ to write on it.
+
+    Returns
+    -------
+    Point
+        With an empty support.
+    """
+    n, n_outputs = loss.targets.shape
+    b = loss.intercept(np.zeros((n, n_outputs)), np.zeros(n_outputs))
+    logits = np.tile(b, (n, 1))
+    nothing = np.empty(0, dtype=np.int64)
+    return Point(penalty, nothing, np.empty((0, n_outputs)), b, logits, residual(loss, loss.predict(logits)))
+
+
+def minimise(cache: ColumnCache, loss: Loss, start: Point, penalty: float, accuracy: Accuracy) -> Point:
+    """Minimise over the cached columns, from a solution at a larger or the same penalty.
+
+    The working set is the support and, by the strong rule, the features with ``c_j ≥ 2λ − λ_previous``, at most as
+    many as the support has; violators join until none is left.
+
+    Parameters
+    ----------
+    cache : ColumnCache
+        Holds the support of `start`.
+    loss : Loss
+        The smooth part.
+    start : Point
+        Where to begin.
+    penalty : float
+        λ > 0.
+    accuracy : Accuracy
+        Demanded over the cached columns.
+
+    Returns
+    -------
+    Point
+        Meets `accuracy`, or is the best that double precision gives.
+
+    Raises
+    ------
+    InvalidInputError
+        If the working set outgrows the cache.
+    """
+    point = start
+    threshold = 2 * penalty - start.penalty
+    if penalty == start.penalty:
+        threshold = penalty * (1 + allowed_excess(start, accuracy))
+    working = cache.slots(start.support)
+    while True:
+        candidates, _ = cache.above(point.residual, threshold)
+        fresh = candidates[~np.isin(candidates, working)]
+        if len(fresh) == 0 and point.penalty == penalty:
+            return point
+        growth = max(32, len(point.support))
+        working = np.concatenate([working, fresh[:growth]])
+        point = _newton(cache, loss, working, point, penalty, accuracy)
+        threshold = penalty * (1 + allowed_excess(point, accuracy))
+
+
+def allowed_excess(point: Point, accuracy: Accuracy) -> float:
+    """Return how far above λ, in units of λ, a score off the working set may be.
+
+    A score of ``(1 + ε) λ`` scales the dual point by ``1 / (1 + ε)``, which costs ``ε λ Σ_j ‖W_j‖`` of duality gap to
+    first order; half of the accuracy is left to the working set.
+
+    Parameters
+    ----------
+    point : Point
+        A solution on its working set.
+    accuracy : Accuracy
+        Demanded overall.
+
+    Returns
+    -------
+    float
+        The excess ε.
+    """
+    term = point.penalty_term
+    return 0.5 * min(accuracy.kkt, accuracy.gap / term if term > 0 else np.inf)
+
+
+def measure(cache: ColumnCache, loss: Loss, point: Point, largest_score: float) -> Optimality:
+    """Measure a point whose largest score off the support is known or bounded.
+
+    Parameters
+    ----------
+    cache : ColumnCache
+        Holds the support.
+    loss : Loss
+        The smooth part.
+    point : Point
+        The model.
+    largest_score : float
+        ``max_j ‖X̃_jᵀR‖/n``, or a bound above it, over the features off the support.
+
+    Returns
+    -------
+    Optimality
+        Objective, gap and violation.
+    """
+    gradient = cache.correlate(cache.slots(point.support), point.residual)
+    largest = max(largest_score, float(np.linalg.norm(gradient, axis=1).max(initial=0.0)))
+    return optimality(loss, point.penalty, point.coef, point.logits, gradient, largest)
+
+
+def _newton(
+    cache: ColumnCache, loss: Loss, working: Slots, start: Point, penalty: float, accuracy: Accuracy
+) -> Point:
+    """Minimise over the columns in the slots `working`, which include the support of `start`."""
+    coef = np.zeros((len(working), loss.targets.shape[1]))
+    if len(start.support):
+        order = np.argsort(working, kind="stable")
+        coef[order[np.searchsorted(working, cache.slots(start.support), sorter=order)]] = start.coef
+    intercept = start.intercept
+    logits = cache.combine(working, coef) + intercept
+    sweeps = 0
+    best, best_step = np.inf, 0
+    for step in range(_NEWTON_STEPS + 1):
+        refined = loss.intercept(logits - intercept, intercept)
+        logits += refined - intercept
+        intercept = refined
+        predictions = loss.predict(logits)
+        rest = residual(loss, predictions)
+        gradient = cache.correlate(working, rest)
+        largest = float(np.linalg.norm(gradient, axis=1).max(initial=0.0))
+        state = optimality(loss, penalty, coef, logits, gradient, largest)
+        excess = max(state.kkt / accuracy.kkt, state.gap / accuracy.gap)
+        if excess < best / 2:
+            best, best_step = excess, step
+        if excess <= 0.5 or step - best_step >= _STALLED_STEPS or step == _NEWTON_STEPS:
+            break
+        change, shift, spent = _model_step(cache, loss, working, coef, predictions, rest, penalty, state.kkt)
+        sweeps += spent
+        movement = cache.combine(working, change) + shift
+        length = _line_search(loss, logits, movement, coef, change, rest, penalty, state.objective)
+        if length == 0:
+            break
+        coef += length * change
+        intercept = intercept + length * shift
+        logits += length * movement
+    kept = np.flatnonzero(coef.any(axis=1))
+    kept = kept[np.argsort(cache.features(working[kept]))]
+    support = cache.features(working[kept])
+    return Point(
+        penalty, support, coef[kept], intercept, logits, rest, start.newton_steps + step, start.sweeps + sweeps
+    )
+
+
+def _model_step(
+    cache: ColumnCache,
+    loss: Loss,
+    working: Slots,
+    coef: Array,
+    predictions: Array,
+    rest: Array,
+    penalty: float,
+    violation: float,
+) -> tuple[Array, Array, int]:
+    """Minimise the quadratic model roughly, and return the change of coefficients and intercept and the sweeps spent."""
+    n, n_outputs = rest.shape
+    v = loss.weights[:, None]
+    if loss.softmax:
+        # Two bounds on the largest eigenvalue of Σ x² v (diag p − p pᵀ): drop p pᵀ, or Gershgorin's discs.
+        variance = np.hstack([v * predictions, 2 * v * predictions * (1 - predictions)])
+    else:
+        variance = np.hstack([v, v])
+    bounds = cache.weighted_squares(working, variance)
+    half = variance.shape[1] // 2
+    curvature = np.minimum(bounds[:, :half].max(axis=1), bounds[:, half:].max(axis=1)) * (1 + 1e-5)
+    flat = variance.mean(axis=0)
+    new = coef.copy()
+    shift = np.zeros(n_outputs)
+    sweeps = descend(
+        cache.columns,
+        working,
+        np.ascontiguousarray(predictions.T, dtype=np.float32),
+        (loss.weights / n).astype(np.float32),
+        loss.softmax,
+        np.ascontiguousarray((rest / n).T, dtype=np.float32),
+        new,
+        shift,
+        curvature,
+        float(min(flat[:half].max(), flat[half:].max())),
+        penalty,
+        0.1 * violation * penalty,
+        _SWEEPS,
+    )
+    return new - coef, shift, int(sweeps)
+
+
+def _line_search(
+    loss: Loss,
+    logits: Array,
+    movement: Array,
+    coef: Array,
+    change: Array,
+    rest: Array,
+    penalty: float,
+    objective: float,
+) -> float:
+    """Return the first of 1, ½, ¼ … that decreases the objective enough, or 0 if rounding hides any decrease."""
+    before = float(np.linalg.norm(coef, axis=1).sum())
+    after = float(np.linalg.norm(coef + change, axis=1).sum())
+    slope = -float((rest * movement).sum()) / len(rest) + penalty * (after - before)
+    length = 1.0
+    while length > 1e-6:
+        term = penalty * float(np.linalg.norm(coef + length * change, axis=1).sum())
+        if loss.value(logits + length * movement) + term <= objective + 0.1 * length * slope + 1e-14 * abs(objective):
+            return length
+        length /= 2
+    return 0.0

@@ -1,0 +1,1 @@
+"""Who runs which stage when: Prefect flows and the command line."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
@@ -19,7 +18,6 @@ from store.errors import Head2ToeError
 if TYPE_CHECKING:
     from flows.config import Head2ToeConfig
     from flows.head2toe import RunSummary
-    from store import ActivationStore
 
 MISTAKE = 2
 """Exit code for what the user can mend, an interrupted extraction included."""
@@ -51,7 +49,7 @@ class DType(StrEnum):
 class _Commands(TyperGroup):
     """Turns a user's mistake into one sentence on standard error and exit code 2."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
@@ -79,6 +77,14 @@ app = typer.Typer(
     help="Adapt a frozen vision backbone to many tasks: extract every layer once, select features, refit a head.",
 )
 
+Taps = Annotated[list[str], typer.Option(help="Preset, module name or shell-style pattern; repeatable.")]
+Exclude = Annotated[list[str], typer.Option(help="Pattern of taps to leave out; repeatable.")]
+TargetSizes = Annotated[
+    list[int], typer.Option("--target-size", min=1, help="Features aimed at per layer; repeatable.")
+]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the backbone's own.")]
+ClsTokenOption = Annotated[ClsToken, typer.Option(help="What becomes of prefix tokens.")]
+DEFAULT_TAPS, NO_PATTERNS, DEFAULT_TARGET_SIZES = ["head2toe"], list[str](), [512]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of an activation store.")]
 
@@ -86,7 +92,9 @@ StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL
 @app.command()
 def demo(
     root: Annotated[str, typer.Option(help="Where stores and reports go.")] = "demo",
-    weights: Annotated[str, typer.Option(help="'random:SEED', 'pretrained' (needs a network), or a file.")] = "random:0",
+    weights: Annotated[
+        str, typer.Option(help="'random:SEED', 'pretrained' (needs a network), or a file.")
+    ] = "random:0",
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on scikit-learn's handwritten digits; a second run extracts nothing.
@@ -100,7 +108,9 @@ def demo(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Parameters of the run; see configs/demo.yaml.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Parameters of the run; see configs/demo.yaml.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline as a Prefect flow.
@@ -115,28 +125,29 @@ def run(
 @app.command()
 def taps(
     backbone: Annotated[str, typer.Argument(help="timm model name, such as resnet50.")],
-    target_size: Annotated[list[int], typer.Option(min=1, help="Features aimed at per layer; repeatable.")] = [512],  # noqa: B006
-    taps: Annotated[
-        list[str], typer.Option(help="Preset, module name or shell-style pattern; repeatable.")
-    ] = ["head2toe"],  # noqa: B006
-    exclude: Annotated[list[str], typer.Option(help="Pattern of taps to leave out; repeatable.")] = [],  # noqa: B006
-    cls_token: Annotated[ClsToken, typer.Option(help="What becomes of prefix tokens.")] = ClsToken.pooled,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the backbone's own.")] = None,
+    target_size: TargetSizes = DEFAULT_TARGET_SIZES,
+    taps: Taps = DEFAULT_TAPS,
+    exclude: Exclude = NO_PATTERNS,
+    cls_token: ClsTokenOption = ClsToken.pooled,
+    image_size: ImageSize = None,
     as_json: Json = False,
 ) -> None:
     """Show what would be captured: layers, shapes, features and bytes per image. Needs no weights.
 
     Example: head2toe taps resnet50 --target-size 8192
     """
-    from pipeline.backbones import load_structure
+    from pipeline.backbones import model_structure, resolve_preprocessing
+
     from pipeline.taps import plan_layers, resolve_taps
     from store.spec import PoolingSpec
 
-    model, input_size = load_structure(backbone, None if image_size is None else (3, image_size, image_size))
+    model = model_structure(backbone, image_size)
+    asked = None if image_size is None else (3, image_size, image_size)
+    input_size = resolve_preprocessing(model, input_size=asked).input_size
     chosen = resolve_taps(model, tuple(taps), tuple(exclude))
     pooling = PoolingSpec(target_sizes=tuple(target_size), cls_token=cls_token.value)
     layers = plan_layers(model, chosen, pooling, input_size)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "layer": layer.name,
             "shape": list(layer.shape),
@@ -154,7 +165,13 @@ def taps(
         f"{backbone} at {'×'.join(map(str, input_size))}",
         ("layer", "shape", "layout", "features", "bytes/image"),
         [
-            (r["layer"], "×".join(map(str, r["shape"])), r["layout"], f"{r['features']:,}", human_bytes(r["bytes_per_image"]))
+            (
+                r["layer"],
+                "×".join(map(str, r["shape"])),
+                r["layout"],
+                f"{r['features']:,}",
+                human_bytes(r["bytes_per_image"]),
+            )
             for r in rows
         ],
     )
@@ -166,17 +183,19 @@ def extract(
     backbone: Annotated[str, typer.Option(help="timm model name, such as resnet50.a1_in1k.")],
     data: Annotated[str, typer.Option(help="'digits', or a folder of images: train/<class>/…, test/<class>/….")],
     root: Annotated[str, typer.Option(help="Folder or URL under which the store is written.")],
-    weights: Annotated[str, typer.Option(help="'pretrained', a .safetensors or .pth file, or 'random:SEED'.")] = "pretrained",
-    taps: Annotated[
-        list[str], typer.Option(help="Preset, module name or shell-style pattern; repeatable.")
-    ] = ["head2toe"],  # noqa: B006
-    exclude: Annotated[list[str], typer.Option(help="Pattern of taps to leave out; repeatable.")] = [],  # noqa: B006
-    target_size: Annotated[list[int], typer.Option(min=1, help="Features aimed at per layer; repeatable.")] = [512],  # noqa: B006
-    cls_token: Annotated[ClsToken, typer.Option(help="What becomes of prefix tokens.")] = ClsToken.pooled,
+    weights: Annotated[
+        str, typer.Option(help="'pretrained', a .safetensors or .pth file, or 'random:SEED'.")
+    ] = "pretrained",
+    taps: Taps = DEFAULT_TAPS,
+    exclude: Exclude = NO_PATTERNS,
+    target_size: TargetSizes = DEFAULT_TARGET_SIZES,
+    cls_token: ClsTokenOption = ClsToken.pooled,
     dtype: Annotated[DType, typer.Option(help="Type of the stored values.")] = DType.float16,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the backbone's own.")] = None,
+    image_size: ImageSize = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
-    block_size: Annotated[int | None, typer.Option(min=1, help="Samples per committed block; chosen if not given.")] = None,
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples per committed block; chosen if not given.")
+    ] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ….")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -213,7 +232,9 @@ def extract(
 @app.command()
 def select(
     uri: StoreArgument,
-    fraction: Annotated[float | None, typer.Option(help="Share of all features to keep, in (0, 1]; default 0.05.")] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="Share of all features to keep, in (0, 1]; default 0.05.")
+    ] = None,
     keep: Annotated[int | None, typer.Option(help="Number of features to keep, instead of a fraction.")] = None,
     penalty_ratio: Annotated[
         float | None, typer.Option(help="λ relative to the least one that keeps nothing; default 0.1.")
@@ -281,7 +302,7 @@ def refit(
     from store import open_store
 
     if (selection is None) != linear:
-        raise click.UsageError("give either --selection ID or --linear; `head2toe show STORE` lists the selections.")
+        raise typer.BadParameter("give either --selection ID or --linear; `head2toe show STORE` lists the selections.")
     store = open_store(uri)
     parameters = RefitParameters(max_iterations=max_iterations, seed=seed)
     if selection is not None:
@@ -382,11 +403,11 @@ def show(uri: StoreArgument, as_json: Json = False) -> None:
         ]
         print_table("selections", ("selection", "kept", "normalization", "support"), rows)
     if heads:
-        rows = [
+        trained = [
             (r.digest, next(iter(r.inputs["features"].values())), f"{100 * r.facts['accuracy'].get('test', 0):.1f} %")
             for r in heads
         ]
-        print_table("heads", ("head", "features of", "test accuracy"), rows)
+        print_table("heads", ("head", "features of", "test accuracy"), trained)
 
 
 @app.command()

@@ -52,7 +52,9 @@ def load_config(path: Path) -> Head2ToeConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
-        raise InvalidInputError(f"configuration {str(path)!r} is not valid YAML{line}; see configs/demo.yaml.") from error
+        raise InvalidInputError(
+            f"configuration {str(path)!r} is not valid YAML{line}; see configs/demo.yaml."
+        ) from error
     try:
         return Head2ToeConfig.model_validate(document)
     except ValidationError as error:

@@ -45,7 +45,9 @@ class ProgressBars:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:

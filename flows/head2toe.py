@@ -136,7 +136,10 @@ def report_task(
 ) -> str:
     """Write the HTML page of the run; returns where it is."""
     store = open_store(selected.uri)
-    rows = [{"head": r.digest, "accuracy": r.accuracy["test"], **r.model_dump(exclude={"digest", "accuracy"})} for r in results]
+    rows = [
+        {"head": r.digest, "accuracy": r.accuracy["test"], **r.model_dump(exclude={"digest", "accuracy"})}
+        for r in results
+    ]
     page = render_report(store, read_selection(store, selected.digest), rows, seconds, notes)
     name = f"{store.fingerprint}-{selected.digest}.html"
     open_objects(join(root, "reports")).write(name, [page.encode()])

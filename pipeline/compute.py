@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import dask
 import torch
+from dask.base import compute
 from dask.callbacks import Callback
+from dask.delayed import delayed
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -48,18 +49,18 @@ def map_tasks(
         torch.set_num_threads(1)
         return function(item)
 
-    task = dask.delayed(alone, pure=False, traverse=False)
+    task = delayed(alone, pure=False, traverse=False)
     threads = torch.get_num_threads()
     try:
         with _Report(stage, len(items), progress):
-            return list(dask.compute(*[task(item) for item in items], scheduler="threads", num_workers=workers))
+            return list(compute(*[task(item) for item in items], scheduler="threads", num_workers=workers))
     finally:
         torch.set_num_threads(threads)
 
 
-class _Report(Callback):  # type: ignore[misc]
+class _Report(Callback):
     def __init__(self, stage: str, total: int, progress: Progress | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stage, self.total, self.done, self.progress = stage, total, 0, progress
 
     def _posttask(self, key: Any, result: Any, dsk: Any, state: Any, worker_id: Any) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -165,7 +164,9 @@ def plan_extraction(parameters: ExtractionParameters, root: str, progress: Progr
     """
     data = load_data(parameters.data)
     size = parameters.image_size
-    backbone = load_backbone(parameters.backbone, parameters.weights, input_size=None if size is None else (3, size, size))
+    backbone = load_backbone(
+        parameters.backbone, parameters.weights, input_size=size
+    )
     taps = resolve_taps(backbone.model, parameters.taps, parameters.exclude)
     pooling = PoolingSpec(target_sizes=parameters.target_sizes, cls_token=parameters.cls_token)
     layers = plan_layers(backbone.model, taps, pooling, backbone.preprocessing.input_size)
@@ -223,7 +224,8 @@ def extract(parameters: ExtractionParameters, root: str, progress: Progress | No
     extracted = sum(samples[key][1] - samples[key][0] for key in todo)
     total = sum(s.n_samples for s in store.splits.values())
     saved = sum(
-        sum(store.record(*key).seconds.get(what, 0.0) for what in ("read", "forward")) for key in samples.keys() - set(todo)
+        sum(store.record(*key).seconds.get(what, 0.0) for what in ("read", "forward"))
+        for key in samples.keys() - set(todo)
     )
     done = 0
     if todo:

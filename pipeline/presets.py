@@ -73,9 +73,7 @@ class Anatomy:
     def _units(self) -> Iterator[tuple[Kind, Call]]:
         mlps = [call for call in self.calls if _is_mlp(call.module)]
         attentions = [
-            call
-            for call in self.calls
-            if _is_attention(call.module) and not any(_encloses(call, mlp) for mlp in mlps)
+            call for call in self.calls if _is_attention(call.module) and not any(_encloses(call, mlp) for mlp in mlps)
         ]
         kinds: dict[int, Kind] = {c.started: "mlp" for c in mlps} | {c.started: "attention" for c in attentions}
         busy_until = 0

@@ -134,7 +134,9 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> t
     # Two batch sizes tell the batch dimension from one that is a multiple of it by chance.
     two, three = _record(model, size, batch_size=2), _record(model, size, batch_size=3)
     if len(two) != len(three):
-        raise InvalidInputError(f"{type(model).__name__} runs other modules on 2 images than on 3; it cannot be tapped.")
+        raise InvalidInputError(
+            f"{type(model).__name__} runs other modules on 2 images than on 3; it cannot be tapped."
+        )
     return tuple(
         replace(a, input=_with_rows(a.input, b.input), output=_with_rows(a.output, b.output))
         for a, b in zip(two, three, strict=True)

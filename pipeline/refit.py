@@ -176,9 +176,9 @@ def fit_head(
         ``iterations``, ``validation_loss`` (None if no class has two samples) and the final ``loss``, in nats.
     """
     held_out = _holdout(y, parameters)
-    iterations, best_loss = parameters.max_iterations, None
+    iterations, best_loss = parameters.max_iterations, np.inf
     if held_out.any():
-        best_loss, best, stale = np.inf, 0, 0
+        best, stale = 0, 0
         inner, outer = _Problem(x[~held_out], y[~held_out], n_classes), _Problem(x[held_out], y[held_out], n_classes)
         number = 0
 
@@ -200,7 +200,7 @@ def fit_head(
     weights = solution.x.reshape(-1, n_classes)
     facts = {
         "iterations": iterations,
-        "validation_loss": None if best_loss is None else float(best_loss),
+        "validation_loss": float(best_loss) if held_out.any() else None,
         "loss": float(solution.fun),
     }
     return weights[:-1], weights[-1], facts

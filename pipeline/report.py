@@ -45,7 +45,11 @@ def render_report(
         HTML; needs no other file and no network.
     """
     environment = Environment(
-        loader=PackageLoader("pipeline"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("pipeline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("report.html").render(
         store=store.summary,

@@ -163,10 +163,16 @@ def select_features(
     start = time.perf_counter()
     ranked = _find_ranking(store, ranking)
     if ranked is not None:
-        relevance, certificate, support = ranked.arrays["relevance"], ranked.facts["certificate"], ranked.facts["support"]
+        relevance, certificate, support = (
+            ranked.arrays["relevance"],
+            ranked.facts["certificate"],
+            ranked.facts["support"],
+        )
     else:
         source = StoreSource(store, parameters.normalization, parameters.split, progress)
-        penalties = {"penalty": ranking["penalty"]} if ranking["penalty"] else {"penalty_ratio": ranking["penalty_ratio"]}
+        penalties = (
+            {"penalty": ranking["penalty"]} if ranking["penalty"] else {"penalty_ratio": ranking["penalty_ratio"]}
+        )
         result = group_lasso(
             source, store.labels(parameters.split), tol=parameters.tolerance, progress=progress, **penalties
         )

@@ -104,7 +104,8 @@ class StoreSource:
                 product = (x @ own).double() + shift.double()[:, None] * own.double().sum(0)
                 moments = merge(moments, part)
                 products = product.numpy() if products is None else products + product.numpy()
-            assert moments is not None and products is not None
+            assert moments is not None
+            assert products is not None
             return _Scanned(moments, products)
 
         scanned = map_tasks(work, stripes(self.store), stage="pass 1 over all features", progress=self.progress)

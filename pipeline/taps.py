@@ -143,9 +143,7 @@ def plan_layers(
         for target_size in pooling.target_sizes:
             name = tap.name if len(pooling.target_sizes) == 1 else f"{tap.name}@{target_size}"
             n_features = pooled_size(shape, layout, target_size, pooling.cls_token, n_prefix)
-            layers.append(
-                PlannedLayer(name, tap, layout, shape, target_size, pooling.cls_token, n_prefix, n_features)
-            )
+            layers.append(PlannedLayer(name, tap, layout, shape, target_size, pooling.cls_token, n_prefix, n_features))
     return tuple(layers)
 
 

@@ -224,7 +224,7 @@ class ActivationStore:
         size = layer.chunk_features * split.block_samples * self.dtype.itemsize
         if len(payload) != size:
             raise self._damaged(ref, f"has {len(raw)} bytes instead of {size + layout.CRC_BYTES}")
-        if layout.crc32c(memoryview(payload)) != record.checksums[layer.name][ref.chunk]:
+        if layout.crc32c(payload) != record.checksums[layer.name][ref.chunk]:
             raise self._damaged(ref, "does not have the checksum that was committed")
         (f0, f1), (s0, s1) = layer.chunk_range(ref.chunk), split.block_range(ref.block)
         values = payload.view(self.dtype).reshape(layer.chunk_features, split.block_samples)

@@ -33,7 +33,9 @@ def list_stores(root: str, **options: Any) -> list[dict[str, Any]]:
     """
     names = open_objects(root, **options).names("")
     if not names:
-        raise StoreNotFoundError(f"{root!r} does not exist or is empty; `head2toe extract --root {root}` makes a store.")
+        raise StoreNotFoundError(
+            f"{root!r} does not exist or is empty; `head2toe extract --root {root}` makes a store."
+        )
     rows = []
     for name in names:
         if not name.endswith(SUFFIX):

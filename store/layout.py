@@ -145,9 +145,7 @@ def plan_layers(
         block_samples = min(max(1 << max(fitting, 1).bit_length() - 1, MIN_BLOCK), MAX_BLOCK)
     if block_samples < 1:
         raise InvalidInputError(f"block size {block_samples} is not positive; give a number of samples ≥ 1.")
-    planned_splits = tuple(
-        Split(name, n, -(-n // -(-n // min(block_samples, n)))) for name, n in splits.items()
-    )
+    planned_splits = tuple(Split(name, n, -(-n // -(-n // min(block_samples, n)))) for name, n in splits.items())
     widest = max(s.block_samples for s in planned_splits)
     planned_layers, offset = [], 0
     for name, n_features in layers.items():
@@ -179,10 +177,10 @@ def encode(values: NDArray[np.generic], shape: tuple[int, int]) -> tuple[memoryv
         padded[tuple(slice(n) for n in values.shape)] = values
         values = padded
     little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    view = memoryview(little.reshape(-1).view(np.uint8))
+    view = little.reshape(-1).view(np.uint8).data
     return view, crc32c(view).to_bytes(CRC_BYTES, "little")
 
 
-def crc32c(data: bytes | memoryview) -> int:
+def crc32c(data: bytes | memoryview | NDArray[np.uint8]) -> int:
     """Return the CRC-32C (Castagnoli) of some bytes."""
     return int(google_crc32c.value(np.frombuffer(data, np.uint8) if len(data) else b""))

@@ -24,8 +24,8 @@ COALESCE_GAP = 64 * 1024
 class Objects(Protocol):
     """Byte objects under one location, addressed by ``/``-separated keys.
 
-    `read`, `load` and `read_rows` raise `FileNotFoundError` for an absent key. `write` replaces atomically; `create` writes
-    only if the key is absent and says whether it did.
+    `read`, `load` and `read_rows` raise `FileNotFoundError` for an absent key. `write` replaces atomically; `create`
+    writes only if the key is absent and says whether it did.
     """
 
     uri: str
@@ -78,7 +78,7 @@ class LocalObjects:
 
     def write(self, key: str, parts: Sequence[Data]) -> None:
         """Write, sync and rename, so that a reader sees the old file or the new one, whole."""
-        os.replace(self._temporary(key, parts), self.root / key)
+        self._temporary(key, parts).replace(self.root / key)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write, sync and link, which fails on an existing name, so that one of several writers wins."""

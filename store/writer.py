@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from store import hierarchy, layout
 from store.activations import ActivationStore, open_store
@@ -251,7 +251,7 @@ def create_store(
                 # One name per layer: xarray gives every dimension of a group one length.
                 (f"{layer.name}_feature", "sample"),
             )
-    attributes = {
+    attributes: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint(spec),

@@ -1,0 +1,43 @@
+# Everything a person or CI types. The first command sets up .venv; later ones re-use it until a pinned version changes.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+.DEFAULT_GOAL := help
+
+.PHONY: help install demo test test-quick check format bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(READY) ## set up .venv with everything
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11; set PYTHON=python3.11 or newer" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (several GB the first time: PyTorch comes with CUDA) …" >&2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## run the whole pipeline on embedded images
+	$(BIN)/head2toe demo
+
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest
+
+test-quick: $(READY) ## run the tests that take less than 3 minutes together
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite the code as `make check` wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## measure ratios against limits and peers
+	$(BIN)/python -m benchmarks.store
+
+clean: ## remove the environment and what tools leave behind
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

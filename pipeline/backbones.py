@@ -1,0 +1,296 @@
+"""Frozen timm models: built by name, filled with weights, identified by a digest, with their preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
+from torch import Tensor, nn
+
+from pipeline.probing import trace
+from pipeline.weights import download_weights, hub_is_reachable, read_weights
+from store.errors import InvalidInputError, suggest
+from store.spec import DIGEST_LENGTH, BackboneSpec, PreprocessingSpec, canonical_json
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "border", "squash")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen model and all that identifies what it computes.
+
+    Attributes
+    ----------
+    model : Module
+        In evaluation mode, without gradients, on the CPU, in float32.
+    name : str
+        timm name as given, possibly with a weights tag.
+    weights : str
+        Where the weights come from, as given.
+    spec : BackboneSpec
+        Architecture, arguments and weights digest.
+    preprocessing : PreprocessingSpec
+        Fully resolved.
+    transform : callable
+        Turns an RGB image into a float32 tensor of shape (channels, height, width), without augmentation.
+    """
+
+    model: nn.Module
+    name: str
+    weights: str
+    spec: BackboneSpec
+    preprocessing: PreprocessingSpec
+    transform: Callable[[Image.Image], Tensor]
+
+
+def load_backbone(
+    name: str,
+    weights: str = "pretrained",
+    *,
+    input_size: int | Sequence[int] | None = None,
+    interpolation: str | None = None,
+    crop_mode: str | None = None,
+    crop_pct: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Backbone:
+    """Build a timm model, fill it with weights, freeze it and resolve its preprocessing.
+
+    The classification layer is kept as it was pretrained, so that the logits can be captured. Preprocessing not given
+    is what timm lists for the model and tag. The paper's own is ``crop_mode="squash"``,
+    ``interpolation="bilinear"``, mean and std 0.5.
+
+    Parameters
+    ----------
+    name : str
+        timm model name with or without tag, such as ``"resnet50.a1_in1k"``, or ``"hf-hub:<repository>"``.
+    weights : str
+        ``"pretrained"``; the path of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file; or ``"random:<seed>"``.
+    input_size : int or sequence of int, optional
+        Side, (height, width) or (3, height, width) in pixels.
+    interpolation : str, optional
+        Resampling filter by its timm name.
+    crop_mode : str, optional
+        ``"center"``, ``"border"`` or ``"squash"``, as in timm; ``"squash"`` alone is a plain resize without crop.
+    crop_pct : float, optional
+        Share of the resized image that the crop keeps, in (0, 1].
+    mean, std : sequence of float, optional
+        Per-channel normalization on the [0, 1] scale: three values, or one for all channels.
+
+    Returns
+    -------
+    Backbone
+        The frozen model.
+
+    Raises
+    ------
+    InvalidInputError
+        If the name is unknown, the weights cannot be had or do not fit, or a preprocessing value is invalid.
+    """
+    size = None if input_size is None else _input_size(input_size)
+    structure, arguments = _structure(name, size)
+    preprocessing = resolve_preprocessing(
+        structure,
+        input_size=size,
+        interpolation=interpolation,
+        crop_mode=crop_mode,
+        crop_pct=crop_pct,
+        mean=mean,
+        std=std,
+    )
+    if size is not None:
+        trace(structure, size)
+    model = _fill(structure, name, weights, arguments)
+    model.eval().requires_grad_(False)
+    spec = BackboneSpec(
+        architecture=_architecture(name, model),
+        arguments={"num_classes": int(getattr(model, "num_classes", 0)), **{k: list(v) for k, v in arguments.items()}},
+        weights_digest=weights_digest(model),
+    )
+    return Backbone(model, name, weights, spec, preprocessing, make_transform(preprocessing))
+
+
+def model_structure(name: str, input_size: int | Sequence[int] | None = None) -> nn.Module:
+    """Return the model without weights, on the meta device: what taps and shapes are found from.
+
+    Parameters
+    ----------
+    name : str
+        As for `load_backbone`.
+    input_size : int or sequence of int, optional
+        As for `load_backbone`.
+
+    Returns
+    -------
+    Module
+        In evaluation mode; it cannot compute.
+
+    Raises
+    ------
+    InvalidInputError
+        If the name is unknown.
+    """
+    return _structure(name, None if input_size is None else _input_size(input_size))[0]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest over every parameter and persistent buffer: name, type, shape and bytes, in order of name.
+
+    Parameters
+    ----------
+    model : Module
+        On any device; the digest does not depend on it.
+
+    Returns
+    -------
+    str
+        20 hexadecimal digits.
+    """
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()[:DIGEST_LENGTH]
+
+
+def resolve_preprocessing(
+    model: nn.Module,
+    *,
+    input_size: tuple[int, int, int] | None = None,
+    interpolation: str | None = None,
+    crop_mode: str | None = None,
+    crop_pct: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> PreprocessingSpec:
+    """Return timm's preprocessing of `model` with the given values in place of its own.
+
+    Parameters
+    ----------
+    model : Module
+        A timm model.
+    input_size : tuple of int, optional
+        (channels, height, width) in pixels.
+    interpolation, crop_mode, crop_pct, mean, std
+        As for `load_backbone`.
+
+    Returns
+    -------
+    PreprocessingSpec
+        Fully resolved.
+
+    Raises
+    ------
+    InvalidInputError
+        If a value is not valid.
+    """
+    config = resolve_model_data_config(model)
+    if crop_mode == "squash" and crop_pct is None:
+        crop_pct = 1.0
+    values = {
+        "input_size": input_size or tuple(config["input_size"]),
+        "interpolation": interpolation or config["interpolation"],
+        "crop_mode": crop_mode or config["crop_mode"],
+        "crop_pct": float(config["crop_pct"] if crop_pct is None else crop_pct),
+        "mean": _per_channel("mean", config["mean"] if mean is None else mean),
+        "std": _per_channel("std", config["std"] if std is None else std),
+    }
+    if values["interpolation"] not in INTERPOLATIONS:
+        raise InvalidInputError(
+            f"interpolation {values['interpolation']!r} is unknown; {suggest(values['interpolation'], INTERPOLATIONS)}"
+        )
+    if values["crop_mode"] not in CROP_MODES:
+        raise InvalidInputError(f"crop mode {crop_mode!r} is unknown; valid choices are {', '.join(CROP_MODES)}.")
+    if not 0 < values["crop_pct"] <= 1:
+        raise InvalidInputError(f"crop share {values['crop_pct']} is not in (0, 1].")
+    if min(values["std"]) <= 0:
+        raise InvalidInputError(f"std {values['std']} must be positive in every channel.")
+    return PreprocessingSpec.model_validate(values)
+
+
+def make_transform(preprocessing: PreprocessingSpec) -> Callable[[Image.Image], Tensor]:
+    """Return the transform that `preprocessing` describes: RGB image to normalized (channels, height, width) tensor."""
+    transform: Callable[[Image.Image], Tensor] = create_transform(is_training=False, **preprocessing.model_dump())
+    return transform
+
+
+def _structure(name: str, size: tuple[int, int, int] | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model on the meta device, and the arguments that adapt it to the input size."""
+    _check_name(name)
+    with torch.device("meta"):
+        model = _create(name)
+        native = tuple(resolve_model_data_config(model)["input_size"])
+        if size is None or size == native:
+            return model.eval(), {}
+        arguments = {"img_size": size[1:]}
+        try:
+            return _create(name, **arguments).eval(), arguments
+        except TypeError:  # a fully convolutional model takes images of any size and has no such argument
+            return model.eval(), {}
+
+
+def _create(name: str, **arguments: Any) -> nn.Module:
+    model: nn.Module = timm.create_model(name, **arguments)
+    return model
+
+
+def _fill(structure: nn.Module, name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
+    kind, _, seed = weights.partition(":")
+    if weights == "pretrained":
+        return download_weights(name, structure, arguments)
+    if kind == "random":
+        if not re.fullmatch(r"\d{1,18}", seed):
+            raise InvalidInputError(f"weights {weights!r} need a seed, a whole number: 'random:0' for example.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed))
+            return _create(name, **arguments)
+    model = _create(name, **arguments)
+    read_weights(model, name, Path(weights))
+    return model
+
+
+def _architecture(name: str, model: nn.Module) -> str:
+    if ":" in name:
+        return str((getattr(model, "pretrained_cfg", None) or {}).get("architecture") or name)
+    return str(split_model_name_tag(name)[0])
+
+
+def _check_name(name: str) -> None:
+    if ":" in name:
+        if name.startswith("hf-hub:") and not hub_is_reachable():
+            raise InvalidInputError(f"backbone {name!r} is described on the hub, which cannot be reached from here.")
+        return
+    architecture, tag = split_model_name_tag(name)
+    if not timm.is_model(architecture):
+        raise InvalidInputError(f"backbone {name!r} is not a timm model; {suggest(architecture, timm.list_models())}")
+    tags = [known.partition(".")[2] for known in get_arch_pretrained_cfgs(architecture)]
+    if tag and tag not in tags:
+        raise InvalidInputError(f"backbone {architecture!r} has no weights tagged {tag!r}; {suggest(tag, tags)}")
+
+
+def _input_size(given: int | Sequence[int]) -> tuple[int, int, int]:
+    numbers = (given, given) if isinstance(given, int) else tuple(given)
+    if len(numbers) == 2:
+        numbers = (3, *numbers)
+    if len(numbers) != 3 or numbers[0] != 3 or min(numbers) < 1:
+        raise InvalidInputError(f"input size {given} is not a side, (height, width) or (3, height, width) in pixels.")
+    return (3, int(numbers[1]), int(numbers[2]))
+
+
+def _per_channel(what: str, given: Sequence[float]) -> tuple[float, ...]:
+    numbers = tuple(float(v) for v in given)
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise InvalidInputError(f"{what} {list(given)} needs three values, one per channel, or one for all.")
+    return numbers

@@ -1,0 +1,131 @@
+"""One image from a file or an array: its content digest and its pixels as RGB."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from store.errors import InvalidInputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class ImageSource(Protocol):
+    """Where one image comes from."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 hex digest of the content."""
+
+    def read(self) -> tuple[str, Image.Image]:
+        """Return the digest and the RGB image from one reading; raise `InvalidInputError` saying what is wrong."""
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """An image file; its digest is that of the file's bytes."""
+
+    path: Path
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._bytes()).hexdigest()
+
+    def read(self) -> tuple[str, Image.Image]:
+        content = self._bytes()
+        return hashlib.sha256(content).hexdigest(), decode(content)
+
+    def _bytes(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise InvalidInputError(f"cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class ArrayImage:
+    """An image in memory: uint8, shape (height, width), (height, width, 1) or (height, width, 3)."""
+
+    pixels: NDArray[np.uint8]
+
+    def digest(self) -> str:
+        header = f"{self.pixels.shape}".encode()
+        return hashlib.sha256(header + np.ascontiguousarray(self.pixels).tobytes()).hexdigest()
+
+    def read(self) -> tuple[str, Image.Image]:
+        pixels = self.pixels[:, :, 0] if self.pixels.ndim == 3 and self.pixels.shape[2] == 1 else self.pixels
+        return self.digest(), Image.fromarray(pixels).convert("RGB")
+
+
+def decode(content: bytes) -> Image.Image:
+    """Return the image in `content`, upright and in RGB.
+
+    Orientation tags are applied, transparency is laid over white, 16-bit greyscale is scaled to 8 bits, and of an
+    animation the first frame is taken. Colour profiles are ignored, as in the training of the backbones.
+
+    Parameters
+    ----------
+    content : bytes
+        A file in any format Pillow reads.
+
+    Returns
+    -------
+    Image
+        Mode RGB.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is no image, damaged, truncated, or larger than Pillow's limit against decompression bombs. The message
+        is a clause without subject, such as ``"is an empty file"``.
+    """
+    if not content:
+        raise InvalidInputError("is an empty file")
+    try:
+        image = Image.open(io.BytesIO(content))
+    except Image.UnidentifiedImageError as error:
+        raise InvalidInputError("is not an image that Pillow can read") from error
+    except (*_DAMAGE, Image.DecompressionBombWarning) as error:
+        raise InvalidInputError(f"cannot be opened: {_reason(error)}") from error
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise InvalidInputError(f"has {image.width} x {image.height} pixels, more than the limit of {limit}")
+    try:
+        return to_rgb(ImageOps.exif_transpose(image))
+    except _DAMAGE as error:
+        raise InvalidInputError(f"is damaged or truncated: {_reason(error)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return `image` in mode RGB, as `decode` describes.
+
+    Raises
+    ------
+    InvalidInputError
+        If its numbers have no range to scale from, as in floating-point files.
+    """
+    if image.mode in _ALPHA or "transparency" in image.info:
+        opaque = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise InvalidInputError("has 32-bit integer pixels, whose range is unknown; convert it to 8 or 16 bits")
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise InvalidInputError("has floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception | Warning) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__

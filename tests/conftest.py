@@ -1,0 +1,34 @@
+"""Small stores that several tests use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import CLASSES, LAYERS, SPLITS, synthetic, write_all
+
+from store import ActivationStore, create_store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ActivationStore:
+    """A complete local store of several blocks per split."""
+    values, manifests = synthetic()
+    writer = create_store(
+        tmp_path / "made.zarr",
+        LAYERS,
+        SPLITS,
+        manifests=manifests,
+        class_names=CLASSES,
+        block_samples=32,
+        provenance={"embedding": "pre_logits", "data": "synthetic", "weights": "none"},
+    )
+    write_all(writer, values)
+    return open_store(tmp_path / "made.zarr")
+
+
+@pytest.fixture
+def values() -> dict[str, np.ndarray]:
+    """What `store` holds, by split: float16 of shape (sample, feature) over all layers."""
+    return {split: np.concatenate(list(layers.values())).T for split, layers in synthetic()[0].items()}

@@ -240,7 +240,7 @@ def select(
         float | None, typer.Option(help="λ relative to the least one that keeps nothing; default 0.1.")
     ] = None,
     penalty: Annotated[float | None, typer.Option(help="λ as an absolute coefficient, instead of a ratio.")] = None,
-    normalization: Annotated[Normalization, typer.Option(help="What the head sees.")] = Normalization.unit_norm,
+    normalization: Annotated[Normalization, typer.Option(help="What the head sees.")] = Normalization.standardize,
     split: Annotated[str, typer.Option(help="Training samples.")] = "train",
     as_json: Json = False,
 ) -> None:
@@ -286,7 +286,7 @@ def refit(
     linear: Annotated[bool, typer.Option("--linear", help="Use the last embedding instead: the baseline.")] = False,
     normalization: Annotated[
         Normalization, typer.Option(help="What the baseline sees; a selection keeps its own.")
-    ] = Normalization.unit_norm,
+    ] = Normalization.standardize,
     max_iterations: Annotated[int, typer.Option(min=1, help="Upper bound of L-BFGS iterations.")] = 500,
     seed: Annotated[int, typer.Option(help="Chooses the validation samples.")] = 0,
     as_json: Json = False,

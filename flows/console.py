@@ -74,7 +74,7 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on standard output; columns after the first are right-aligned if their cells begin with a digit."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for number, column in enumerate(columns):
         numeric = bool(rows) and all(row[number][:1].isdigit() or row[number] in {"", "–"} for row in rows)
         table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")

@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import timm
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
 from torch import Tensor, nn
 
@@ -197,25 +198,26 @@ def resolve_preprocessing(
     config = resolve_model_data_config(model)
     if crop_mode == "squash" and crop_pct is None:
         crop_pct = 1.0
-    values = {
-        "input_size": input_size or tuple(config["input_size"]),
-        "interpolation": interpolation or config["interpolation"],
-        "crop_mode": crop_mode or config["crop_mode"],
-        "crop_pct": float(config["crop_pct"] if crop_pct is None else crop_pct),
-        "mean": _per_channel("mean", config["mean"] if mean is None else mean),
-        "std": _per_channel("std", config["std"] if std is None else std),
-    }
-    if values["interpolation"] not in INTERPOLATIONS:
-        raise InvalidInputError(
-            f"interpolation {values['interpolation']!r} is unknown; {suggest(values['interpolation'], INTERPOLATIONS)}"
-        )
-    if values["crop_mode"] not in CROP_MODES:
+    interpolation = interpolation or str(config["interpolation"])
+    if interpolation not in INTERPOLATIONS:
+        raise InvalidInputError(f"interpolation {interpolation!r} is unknown; {suggest(interpolation, INTERPOLATIONS)}")
+    crop_mode = crop_mode or str(config["crop_mode"])
+    if crop_mode not in CROP_MODES:
         raise InvalidInputError(f"crop mode {crop_mode!r} is unknown; valid choices are {', '.join(CROP_MODES)}.")
-    if not 0 < values["crop_pct"] <= 1:
-        raise InvalidInputError(f"crop share {values['crop_pct']} is not in (0, 1].")
-    if min(values["std"]) <= 0:
-        raise InvalidInputError(f"std {values['std']} must be positive in every channel.")
-    return PreprocessingSpec.model_validate(values)
+    share = float(config["crop_pct"] if crop_pct is None else crop_pct)
+    if not 0 < share <= 1:
+        raise InvalidInputError(f"crop share {share} is not in (0, 1].")
+    deviations = _per_channel("std", config["std"] if std is None else std)
+    if min(deviations) <= 0:
+        raise InvalidInputError(f"std {deviations} must be positive in every channel.")
+    return PreprocessingSpec(
+        input_size=input_size or tuple(config["input_size"]),
+        interpolation=interpolation,
+        crop_mode=cast(Literal["center", "border", "squash"], crop_mode),
+        crop_pct=share,
+        mean=_per_channel("mean", config["mean"] if mean is None else mean),
+        std=deviations,
+    )
 
 
 def make_transform(preprocessing: PreprocessingSpec) -> Callable[[Image.Image], Tensor]:

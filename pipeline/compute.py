@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -50,12 +51,20 @@ def map_tasks(
         return function(item)
 
     task = delayed(alone, pure=False, traverse=False)
-    threads = torch.get_num_threads()
+    with torch_threads(None), _Report(stage, len(items), progress):
+        return list(compute(*[task(item) for item in items], scheduler="threads", num_workers=workers))
+
+
+@contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Restore PyTorch's number of threads at the end, and set it to `number` until then, if given."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
     try:
-        with _Report(stage, len(items), progress):
-            return list(compute(*[task(item) for item in items], scheduler="threads", num_workers=workers))
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 class _Report(Callback):

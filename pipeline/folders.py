@@ -122,9 +122,7 @@ def _images(folder: Path) -> list[str]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         below = Path(directory).relative_to(folder)
         found += [
-            (below / name).as_posix()
-            for name in files
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            (below / name).as_posix() for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         ]
     return sorted(found)
 
@@ -173,7 +171,9 @@ def _split_automatically(root: Path) -> Listing:
         "train": [entry for entry in entries if entry.id not in test],
         "test": [entry for entry in entries if entry.id in test],
     }
-    note = f"one fifth of every class, {len(test)} of {len(entries)} images chosen by the digest of their names, is the test split"
+    note = (
+        f"the test split is {len(test)} of {len(entries)} images, one fifth of every class by the digest of their names"
+    )
     return Listing(class_names, splits, note)
 
 

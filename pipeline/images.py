@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from store.errors import InvalidInputError
 
@@ -93,7 +93,7 @@ def decode(content: bytes) -> Image.Image:
         raise InvalidInputError("is an empty file")
     try:
         image = Image.open(io.BytesIO(content))
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InvalidInputError("is not an image that Pillow can read") from error
     except (*_DAMAGE, Image.DecompressionBombWarning) as error:
         raise InvalidInputError(f"cannot be opened: {_reason(error)}") from error

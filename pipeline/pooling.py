@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from store.errors import InvalidInputError
 
@@ -139,10 +140,7 @@ def _pool_map(x: Tensor, target_size: int) -> Tensor:
         return x.mean(dim=(2, 3), dtype=torch.float32)
     if vertical == horizontal == 1:
         return x.to(torch.float32, copy=True).flatten(1)
-    rows, columns = height // vertical, width // horizontal
-    windows = x[:, :, : rows * vertical, : columns * horizontal]
-    windows = windows.unflatten(3, (columns, horizontal)).unflatten(2, (rows, vertical))
-    return windows.mean(dim=(3, 5), dtype=torch.float32).flatten(1)
+    return avg_pool2d(x.float(), (vertical, horizontal)).flatten(1)
 
 
 def _pool_tokens(x: Tensor, target_size: int) -> Tensor:

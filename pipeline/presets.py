@@ -11,7 +11,7 @@ the logits. One rule covers both and every other timm family:
 * for token models, the embedded patches before the first block;
 * the last map, what the classifier reads (`pre_logits`) and what the model gives (`logits`).
 
-Left out are pixels, gates such as squeeze-and-excitation, which work on a pooled vector in the middle of the network,
+Left out are pixels, encodings of positions, gates such as squeeze-and-excitation, which work on a pooled vector in the middle of the network,
 and the insides of an MLP over transposed tokens, which has no positions left to pool over.
 """
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterator
 from functools import cached_property
 from typing import Literal
@@ -32,11 +33,13 @@ LOGITS = "logits"
 
 _ATTENTION = re.compile(r"Attention|Attn|MHSA|SHSA|SHMA|XCA|GPSA|LiteMLA|FocalModulation|HSMSSD|LSTM2d")
 _MLP = re.compile(r"Mlp|FFN|SwiGLU")
-_NOT_MLP = re.compile(r"Head|RelPos")
+_NOT_MLP = re.compile(r"Head")
+_POSITIONS = re.compile(r"PositionalEncoding|RelPos(Bias|Mlp)")
 _POOL = re.compile(r"(?<!Blur)Pool")
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 _WEIGHTS = (*_CONV, nn.Linear)
 _RAW = (*_CONV, nn.BatchNorm2d)
+_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 
 Kind = Literal["weight", "pool", "attention", "mlp"]
 
@@ -61,24 +64,46 @@ class Anatomy:
         self.model = model
         self.calls = calls
         self.units = list(self._units())
-        self._copies: dict[Hashable, Hashable] = {}
-        for call in sorted(calls, key=lambda c: c.finished):
-            if call.input is not None and call.output is not None and _copies(call, call.input, call.output):
-                self._copies[call.output.key] = self.canonical(call.input.key)
+        self._weighted = [unit.started for kind, unit in self.units if kind != "pool"]
+        self._repeats = self._find_repeats()
 
-    def canonical(self, key: Hashable) -> Hashable:
-        """Return the key of the value that this one merely repeats, as the mean over a single position does."""
-        return self._copies.get(key, key)
+    def canonical(self, value: Value) -> Hashable:
+        """Return the key of the value that this one repeats, or its own.
+
+        A mean over a single position repeats what it reads; an activation repeats what an equal activation made of
+        the same value.
+        """
+        return self._repeats.get(value.key, value.key)
+
+    def _find_repeats(self) -> dict[Hashable, Hashable]:
+        repeats: dict[Hashable, Hashable] = {}
+        results: dict[tuple[str, Hashable], Hashable] = {}
+        for call in sorted(self.calls, key=lambda c: c.finished):
+            if call.input is None or call.output is None or call.input.key == call.output.key:
+                continue
+            source = repeats.get(call.input.key, call.input.key)
+            if _pools_nothing(call.module, call.input, call.output):
+                repeats[call.output.key] = source
+            elif type(call.module).__module__ in _ACTIVATIONS and not _has_weights(call.module):
+                first = results.setdefault((type(call.module).__name__, source), call.output.key)
+                if first != call.output.key:
+                    repeats[call.output.key] = first
+        return repeats
 
     def _units(self) -> Iterator[tuple[Kind, Call]]:
-        mlps = [call for call in self.calls if _is_mlp(call.module)]
+        named = [call for call in self.calls if call.name]
+        mlps = [call for call in named if _is_mlp(call.module)]
         attentions = [
-            call for call in self.calls if _is_attention(call.module) and not any(_encloses(call, mlp) for mlp in mlps)
+            call for call in named if _is_attention(call.module) and not any(_encloses(call, mlp) for mlp in mlps)
         ]
-        kinds: dict[int, Kind] = {c.started: "mlp" for c in mlps} | {c.started: "attention" for c in attentions}
+        kinds: dict[int, Kind] = dict.fromkeys((c.started for c in mlps), "mlp")
+        kinds |= dict.fromkeys((c.started for c in attentions), "attention")
         busy_until = 0
         for call in self.calls:
             if call.started < busy_until:
+                continue
+            if _POSITIONS.search(type(call.module).__name__):
+                busy_until = call.finished
                 continue
             if call.started in kinds:
                 busy_until = call.finished
@@ -114,7 +139,7 @@ class Anatomy:
 
     def n_units(self, call: Call) -> int:
         """Return how many units with weights `call` is or contains."""
-        return sum(kind != "pool" and (unit is call or _encloses(call, unit)) for kind, unit in self.units)
+        return bisect_right(self._weighted, call.finished) - bisect_left(self._weighted, call.started)
 
     def reads_pixels(self, call: Call) -> bool:
         """Whether `call` reads the image, or a resized or rearranged copy of it."""
@@ -170,7 +195,7 @@ def block_values(anatomy: Anatomy) -> list[Value]:
 
 
 def _embeddings(anatomy: Anatomy) -> list[Value | None]:
-    """Outputs of the modules that run before the first attention or MLP, beside the numbered blocks."""
+    """Return the outputs of the modules that run before the first attention or MLP, beside the numbered blocks."""
     first = next((call for kind, call in anatomy.units if kind in ("attention", "mlp")), None)
     if first is None:
         return []
@@ -188,25 +213,22 @@ def _embeddings(anatomy: Anatomy) -> list[Value | None]:
 
 
 def _unfolded_input(anatomy: Anatomy, call: Call) -> Value | None:
-    """The input of a unit or, if windows were moved into the batch dimension, the nearest value before that."""
+    """Return the input of a unit or, if windows were just moved into the batch dimension, the value before that."""
     if call.input is None or call.input.rows_per_image == 1:
         return call.input
-    before = [c for c in _siblings(anatomy, call) if c.finished < call.started and _is_whole(c.output)]
-    return max(before, key=lambda c: c.finished).output if before else call.input
+    before = [c for c in anatomy.calls if c.finished < call.started and c.output is not None and c.output.is_map]
+    latest = max(before, key=lambda c: c.finished).output if before else None
+    return latest if _is_whole(latest) else call.input
 
 
 def _unfolded_output(anatomy: Anatomy, call: Call) -> Value | None:
-    """The output of a unit or, if its windows are still in the batch dimension, the nearest value after that."""
-    if call.output is None or call.output.rows_per_image == 1:
+    """Return the output of a unit or, if it is windows or a tuple, what the next module beside it reads."""
+    if call.output is not None and call.output.rows_per_image == 1:
         return call.output
-    after = [c for c in _siblings(anatomy, call) if c.started > call.finished and _is_whole(c.input)]
-    return min(after, key=lambda c: c.started).input if after else call.output
-
-
-def _siblings(anatomy: Anatomy, call: Call) -> list[Call]:
     parent = call.name.rpartition(".")[0]
-    enclosing = [c for c in anatomy.calls if c.name == parent and _encloses(c, call)]
-    return [c for outer in enclosing for c in anatomy.inside(outer) if c.name.rpartition(".")[0] == parent]
+    after = [c for c in anatomy.calls if c.started > call.finished and c.name.rpartition(".")[0] == parent]
+    following = min(after, key=lambda c: c.started).input if after else None
+    return following if _is_whole(following) else call.output
 
 
 def _is_whole(value: Value | None) -> bool:
@@ -217,9 +239,9 @@ def _encloses(outer: Call, inner: Call) -> bool:
     return outer.started < inner.started and inner.finished < outer.finished
 
 
-def _copies(call: Call, before: Value, after: Value) -> bool:
-    pools = bool(_POOL.search(type(call.module).__name__)) and not _has_weights(call.module)
-    return pools and not before.is_map and before.key != after.key and math.prod(before.shape) == math.prod(after.shape)
+def _pools_nothing(module: nn.Module, before: Value, after: Value) -> bool:
+    pools = bool(_POOL.search(type(module).__name__)) and not _has_weights(module)
+    return pools and not before.is_map and math.prod(before.shape) == math.prod(after.shape)
 
 
 def _has_weights(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.optimize import OptimizeResult, minimize
 
+from pipeline.compute import torch_threads
 from pipeline.normalization import Normalization, inverse, renormalize
 from pipeline.statistics import compute_statistics
 from store.activations import ActivationStore
@@ -21,6 +22,8 @@ from store.spec import Frozen
 
 ROWS = 4096
 """Samples whose columns are read at a time when a head is applied."""
+SMALL = 10**8
+"""Multiplications per product below which one thread is faster than several."""
 
 
 class RefitParameters(Frozen):
@@ -153,7 +156,9 @@ def fit_head(
     """Fit multinomial logistic regression without a penalty by full-batch L-BFGS.
 
     On separable data the loss has no minimum, so the number of iterations is the only regulariser: it is chosen by
-    the loss on held-out samples, and the head is then trained afresh on all samples for that many iterations.
+    the loss on held-out samples, and the head is then trained afresh on all samples for that many iterations. The
+    iterations run on centred columns of equal variance: without a penalty that is the same model in other
+    coordinates, and it takes a tenth of the iterations where columns hardly vary, as after ``unit_norm``.
 
     Parameters
     ----------
@@ -175,6 +180,9 @@ def fit_head(
     facts : dict
         ``iterations``, ``validation_loss`` (None if no class has two samples) and the final ``loss``, in nats.
     """
+    mean = x.mean(axis=0, dtype=np.float64)
+    scale = inverse(x.std(axis=0, dtype=np.float64)).astype(np.float64)
+    x = ((x - mean) * scale).astype(np.float32)
     held_out = _holdout(y, parameters)
     iterations, best_loss = parameters.max_iterations, np.inf
     if held_out.any():
@@ -195,15 +203,15 @@ def fit_head(
 
         _minimize(inner, parameters.max_iterations, watch)
         iterations = max(best, 1)
-    whole = _Problem(x, y, n_classes)
-    solution = _minimize(whole, iterations)
+    solution = _minimize(_Problem(x, y, n_classes), iterations)
     weights = solution.x.reshape(-1, n_classes)
+    coef = weights[:-1] * scale[:, None]
     facts = {
         "iterations": iterations,
         "validation_loss": float(best_loss) if held_out.any() else None,
         "loss": float(solution.fun),
     }
-    return weights[:-1], weights[-1], facts
+    return coef, weights[-1] - mean @ coef, facts
 
 
 class _Problem:
@@ -212,6 +220,10 @@ class _Problem:
     def __init__(self, x: NDArray[np.float32], y: NDArray[np.int64], n_classes: int) -> None:
         self.x, self.y = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y)
         self.n_classes = n_classes
+
+    @property
+    def operations(self) -> int:
+        return self.x.numel() * self.n_classes
 
     @property
     def size(self) -> int:
@@ -237,14 +249,16 @@ class _Problem:
 def _minimize(
     problem: _Problem, iterations: int, callback: Callable[[OptimizeResult], None] | None = None
 ) -> OptimizeResult:
-    return minimize(
-        problem.loss_and_gradient,
-        np.zeros(problem.size),
-        jac=True,
-        method="L-BFGS-B",
-        callback=callback,
-        options={"maxiter": iterations, "maxfun": 10 * iterations, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-8},
-    )
+    # Threads of small products spend their time waiting for each other, many times over on a busy machine.
+    with torch_threads(1 if problem.operations < SMALL else None):
+        return minimize(
+            problem.loss_and_gradient,
+            np.zeros(problem.size),
+            jac=True,
+            method="L-BFGS-B",
+            callback=callback,
+            options={"maxiter": iterations, "maxfun": 10 * iterations, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-8},
+        )
 
 
 def _holdout(y: NDArray[np.int64], parameters: RefitParameters) -> NDArray[np.bool_]:

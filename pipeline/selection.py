@@ -27,7 +27,7 @@ class SelectionParameters(Frozen):
     Attributes
     ----------
     normalization : str
-        What the penalised head sees: ``unit_norm`` (the paper's), ``standardize`` or ``none``.
+        What the penalised head sees: ``standardize``, ``unit_norm`` (the paper's) or ``none``.
     penalty_ratio : float, optional
         λ relative to the smallest one at which no feature is active; 0.1 if neither penalty is given.
     penalty : float, optional
@@ -42,7 +42,7 @@ class SelectionParameters(Frozen):
         Duality gap to reach, relative to the objective without features.
     """
 
-    normalization: Normalization = "unit_norm"
+    normalization: Normalization = "standardize"
     penalty_ratio: Annotated[float, Field(gt=0)] | None = None
     penalty: Annotated[float, Field(gt=0)] | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -133,7 +133,7 @@ def select_features(
     store : ActivationStore
         A complete store.
     parameters : SelectionParameters, optional
-        The paper's normalization, λ = 0.1 λ_max and F = 0.05 if not given.
+        Standardised features, λ = 0.1 λ_max and F = 0.05 if not given.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
 
@@ -174,7 +174,7 @@ def select_features(
             {"penalty": ranking["penalty"]} if ranking["penalty"] else {"penalty_ratio": ranking["penalty_ratio"]}
         )
         result = group_lasso(
-            source, store.labels(parameters.split), tol=parameters.tolerance, progress=progress, **penalties
+            source, store.labels(parameters.split), tol=parameters.tolerance, progress=_solving(progress), **penalties
         )
         relevance, certificate, support = result.relevance, result.certificate.to_json(), len(result.support)
     # A stable sort of the negated scores breaks ties by index.
@@ -198,6 +198,18 @@ def read_selection(store: ActivationStore, name: str) -> Selection:
         If there is none, or several begin so.
     """
     return _selection(read_result(store, "selections", name), reused=True)
+
+
+def _solving(progress: Progress | None) -> Progress | None:
+    """Pass on the solver's steps in memory; the source reports its own passes, task by task."""
+    if progress is None:
+        return None
+
+    def forward(stage: str, done: int, total: int) -> None:
+        if stage == "solve":
+            progress("solving for each penalty in memory", done, total)
+
+    return forward
 
 
 def _find_ranking(store: ActivationStore, ranking: dict[str, Any]) -> Result | None:

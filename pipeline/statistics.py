@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -50,24 +51,39 @@ class Moments:
         return self.minimum == self.maximum
 
 
-def block_moments(x: torch.Tensor) -> tuple[Moments, torch.Tensor]:
-    """Return the moments of one block of float32 values, shape (feature, sample), and centre it in place.
+def block_moments(x: torch.Tensor) -> Moments:
+    """Return the moments of one block of float32 values, shape (feature, sample), and centre it in place."""
+    n_features, n = x.shape
+    mean, m2 = np.empty(n_features), np.empty(n_features)
+    low, high = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
+    _centre_rows(x.numpy(), mean, m2, low, high)
+    return Moments(n, mean, m2, low, high)
 
-    Returns
-    -------
-    moments : Moments
-        Of the block.
-    shift : Tensor of float32, shape (feature,)
-        What was subtracted: the block's mean, rounded to single precision.
-    """
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "nnan"})
+def _centre_rows(
+    x: NDArray[np.float32],
+    mean: NDArray[np.float64],
+    m2: NDArray[np.float64],
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+) -> None:
+    """Measure and centre row by row: a row stays in the first-level cache between its two loops."""
     n = x.shape[1]
-    low, high = torch.aminmax(x, dim=1)
-    shift = x.sum(1).div_(n)
-    x.sub_(shift[:, None])
-    rest = x.sum(1).double()
-    m2 = torch.linalg.vector_norm(x, dim=1).double().square() - rest.square() / n
-    m2 = torch.where(low == high, 0.0, m2.clamp_(min=0))
-    return Moments(n, (shift.double() + rest / n).numpy(), m2.numpy(), low.numpy(), high.numpy()), shift
+    for j in range(x.shape[0]):
+        row = x[j]
+        total, least, most = 0.0, row[0], row[0]
+        for i in range(n):
+            total += row[i]
+            least, most = min(least, row[i]), max(most, row[i])
+        # A constant row is exactly zero after centring, whatever the rounding of its sum.
+        centre = total / n if least < most else np.float64(least)
+        squares = 0.0
+        for i in range(n):
+            deviation = row[i] - centre
+            squares += deviation * deviation
+            row[i] = np.float32(deviation)
+        mean[j], m2[j], low[j], high[j] = centre, squares, least, most
 
 
 def merge(a: Moments | None, b: Moments) -> Moments:
@@ -142,7 +158,7 @@ def compute_statistics(store: ActivationStore, split: str = "train", progress: P
     def work(stripe: Stripe) -> Moments:
         total: Moments | None = None
         for block in blocks:
-            total = merge(total, block_moments(read_wide(store, ChunkRef(split, *stripe, block)))[0])
+            total = merge(total, block_moments(read_wide(store, ChunkRef(split, *stripe, block))))
         assert total is not None
         return total
 

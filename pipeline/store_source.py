@@ -99,9 +99,9 @@ class StoreSource:
             products: NDArray[np.float64] | None = None
             for block in range(self.split.n_blocks):
                 x = self._read(stripe, block)
-                part, shift = block_moments(x)
+                part = block_moments(x)
                 own = weights[slice(*self.split.block_range(block))]
-                product = (x @ own).double() + shift.double()[:, None] * own.double().sum(0)
+                product = (x @ own).double() + torch.from_numpy(part.mean)[:, None] * own.double().sum(0)
                 moments = merge(moments, part)
                 products = product.numpy() if products is None else products + product.numpy()
             assert moments is not None

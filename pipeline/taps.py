@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -15,15 +14,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pipeline.layouts import Layouts
+from pipeline.places import PRESETS, Place, Places, is_glob
 from pipeline.pooling import ClsToken, Layout, pool, pooled_size
-from pipeline.presets import LOGITS, PRE_LOGITS, Anatomy, block_values, head2toe_values
-from pipeline.probing import Call, Value, first_tensor, trace
+from pipeline.presets import Anatomy
+from pipeline.probing import Value, first_tensor, trace
 from store.errors import InvalidInputError, suggest
 from store.spec import PoolingSpec, TapSpec
-
-PRESETS = ("head2toe", "blocks", "embedding", "logits")
-
-_TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, nn.Sequential, nn.ModuleList, nn.Flatten)
 
 
 def resolve_taps(
@@ -52,10 +48,10 @@ def resolve_taps(
     InvalidInputError
         If a pattern matches nothing, or a named module cannot be captured.
     """
-    places = _Places(Anatomy(model, trace(model)))
-    chosen: dict[Hashable, _Place] = {}
+    places = Places(Anatomy(model, trace(model)))
+    chosen: dict[Hashable, Place] = {}
     # Where two hold the same tensor, names win over patterns and patterns over presets.
-    for pattern in sorted(patterns, key=lambda p: (p in PRESETS, _is_glob(p))):
+    for pattern in sorted(patterns, key=lambda p: (p in PRESETS, is_glob(p))):
         for place in places.find(pattern):
             chosen.setdefault(place.key, place)
     taps = [place.tap for place in sorted(chosen.values(), key=lambda place: place.when)]
@@ -132,7 +128,7 @@ def plan_layers(
         If the model does not take images of this size, or a tap is not in it or cannot be pooled.
     """
     calls = trace(model, input_size)
-    places, layouts = _Places(Anatomy(model, calls)), Layouts(model, calls)
+    places, layouts = Places(Anatomy(model, calls)), Layouts(model, calls)
     layers = []
     for tap in taps:
         call = places.single_call(tap.module)
@@ -265,128 +261,6 @@ class Capture:
             )
 
 
-@dataclass(frozen=True)
-class _Place:
-    key: Hashable
-    when: int
-    tap: TapSpec
-
-
-class _Places:
-    """Where in a traced network a value can be captured, and by what name."""
-
-    def __init__(self, anatomy: Anatomy) -> None:
-        self._anatomy = anatomy
-        self._calls: dict[str, list[Call]] = {}
-        for call in anatomy.calls:
-            self._calls.setdefault(call.name, []).append(call)
-        self._names = [name for name, _ in anatomy.model.named_modules() if name]
-        self._single = [calls[0] for name, calls in self._calls.items() if name and len(calls) == 1]
-
-    def find(self, pattern: str) -> Iterator[_Place]:
-        if pattern in PRESETS:
-            yield from self._preset(pattern)
-        elif pattern in self._names:
-            yield self._at(self.single_call(pattern), "output")
-        elif pattern == PRE_LOGITS:
-            yield from self._preset("embedding")
-        elif pattern.removesuffix(".input") in self._names:
-            yield self._at(self.single_call(pattern.removesuffix(".input")), "input")
-        else:
-            yield from self._glob(pattern)
-
-    def single_call(self, name: str) -> Call:
-        if name and name not in self._names:
-            raise InvalidInputError(f"module {name!r} is not in the model; {suggest(name, self._names)}")
-        calls = self._calls.get(name, [])
-        if len(calls) != 1:
-            how = f"runs {len(calls)} times in one forward pass" if calls else "does not run in a forward pass"
-            raise InvalidInputError(f"module {name!r} {how} and cannot be captured; tap the module around it.")
-        return calls[0]
-
-    def usable(self, call: Call, point: str) -> Value:
-        value = call.input if point == "input" else call.output
-        if value is None:
-            reason = f"is a {call.output_type}, not a tensor" if point == "output" else "is not a tensor"
-        else:
-            reason = value.obstacle or ""
-        if value is None or reason:
-            raise InvalidInputError(
-                f"the {point} of module {call.name!r} {reason} and cannot be captured; tap a module inside or around it."
-            )
-        return value
-
-    def _preset(self, preset: str) -> Iterator[_Place]:
-        embedding, logits = self._ends()
-        if preset == "head2toe":
-            ends = {place.key for place in (*embedding, *logits)}
-            for value in head2toe_values(self._anatomy):
-                if self._anatomy.canonical(value.key) not in ends:
-                    yield from self._holding(value)
-            yield from (*embedding, *logits)
-        elif preset == "blocks":
-            found = [place for value in block_values(self._anatomy) for place in self._holding(value)]
-            if not found:
-                raise InvalidInputError("preset 'blocks' finds no residual blocks or stages; give module names.")
-            yield from found
-        else:
-            places = embedding if preset == "embedding" else logits
-            if not places:
-                raise InvalidInputError(f"preset {preset!r} finds nothing: this model has no classifier.")
-            yield from places
-
-    def _ends(self) -> tuple[list[_Place], list[_Place]]:
-        """Return the places of the embedding and of the logits; a model without classifier gives no logits."""
-        whole = self._calls[""][0]
-        heads = [call for call in self._anatomy.classifiers if call.input is not None and call.input.obstacle is None]
-        name = PRE_LOGITS if PRE_LOGITS not in self._names else None
-        if not heads or isinstance(heads[0].module, nn.Identity):
-            return ([self._at(whole, "output", name)] if whole.output is not None else []), []
-        embedding = [self._at(heads[0], "input", name)]
-        embedding += [self._at(head, "input") for head in heads[1:]]
-        return embedding, ([self._at(whole, "output", LOGITS)] if whole.output is not None else [])
-
-    def _holding(self, value: Value) -> Iterator[_Place]:
-        """Yield the best place that holds `value`, if any does."""
-        key = self._anatomy.canonical(value.key)
-        outputs = [c for c in self._single if c.output is not None and self._anatomy.canonical(c.output.key) == key]
-        outputs = [c for c in outputs if c.output is not None and c.output.obstacle is None]
-        if outputs:
-            yield self._at(min(outputs, key=self._rank), "output")
-            return
-        for call in self._single:
-            if call.input is not None and call.input.key == value.key and call.input.obstacle is None:
-                yield self._at(call, "input")
-                return
-
-    def _rank(self, call: Call) -> tuple[bool, int, int, int]:
-        """Order names of one value: no mere pass-through, as few units as possible, then the outermost."""
-        n_units = max(self._anatomy.n_units(call), 1)
-        return isinstance(call.module, _TRANSPARENT), n_units, call.name.count("."), call.started
-
-    def _glob(self, pattern: str) -> Iterator[_Place]:
-        names = fnmatch.filter(self._names, pattern)
-        if not names:
-            raise InvalidInputError(f"tap {pattern!r} matches no module; {suggest(pattern, [*PRESETS, *self._names])}")
-        refusals = []
-        for name in names:
-            try:
-                yield self._at(self.single_call(name), "output")
-            except InvalidInputError as error:
-                refusals.append(error)
-        if len(refusals) == len(names):
-            raise refusals[0]
-
-    def _at(self, call: Call, point: str, name: str | None = None) -> _Place:
-        value = self.usable(call, point)
-        when = call.finished if point == "output" else call.started
-        label = name or (call.name if point == "output" else f"{call.name}.input")
-        tap = TapSpec.model_validate(
-            {"name": re.sub(r"[^A-Za-z0-9._-]", "_", label), "module": call.name, "point": point}
-        )
-        return _Place(self._anatomy.canonical(value.key), when, tap)
-
-
 def _folded(value: Value) -> tuple[int, int]:
     """Shape of the token sequence that a value with several rows per image becomes."""
     *positions, channels = value.shape
@@ -394,7 +268,3 @@ def _folded(value: Value) -> tuple[int, int]:
     for size in positions:
         count *= size
     return count, channels
-
-
-def _is_glob(pattern: str) -> bool:
-    return any(c in pattern for c in "*?[")

@@ -99,8 +99,9 @@ def group_lasso(
     """Minimise a convex loss plus ``λ Σ_j ‖W_j‖₂`` over all features, and prove it.
 
     With softmax the loss is ``(1/n) Σ_i v_i CE(y_i, softmax(Wᵀx̃_i + b))``, with squared
-    ``(1/(2n)) Σ_i v_i ‖y_i − Wᵀx̃_i − b‖²``; the intercept b is free. Features are scanned twice in the ordinary case and
-    never held as a whole. Results repeat to the last bit, whatever the number of threads.
+    ``(1/(2n)) Σ_i v_i ‖y_i − Wᵀx̃_i − b‖²``; the intercept b is free. Features are scanned twice in the ordinary case
+    and never held as a whole; those in the model are held in single precision, and everything about them is summed in
+    double. Results repeat to the last bit, whatever the number of threads.
 
     Parameters
     ----------
@@ -124,7 +125,8 @@ def group_lasso(
     sample_weight : array_like of shape (n,), optional
         Non-negative; scaled to mean one, so that λ keeps its meaning.
     tol : float
-        Largest duality gap, relative to the objective of the intercept alone.
+        Largest duality gap, relative to the objective of the intercept alone. Below about 1e-7 the single precision of
+        the columns shows, and the certificate is withheld.
     kkt_tol : float
         Largest violation of the optimality conditions over all features, in units of λ.
     memory : int
@@ -150,12 +152,13 @@ def group_lasso(
     >>> int(result.relevance.argmax()), result.certificate.certified
     (7, True)
     """
-    source = ArraySource(X, normalization) if isinstance(X, np.ndarray) else X
+    source: object = ArraySource(X, normalization) if isinstance(X, np.ndarray) else X
     if not isinstance(source, ColumnSource):
         message = f"X is a {type(X).__name__}; it must be a numpy array of shape (samples, features) or a ColumnSource."
         raise InvalidInputError(message)
     if source is X and normalization != "none":
-        message = f"normalization={normalization!r} does not apply to a {type(X).__name__}, which brings its own columns."
+        kind = type(X).__name__
+        message = f"normalization={normalization!r} does not apply to a {kind}, which brings its own columns."
         raise InvalidInputError(message)
     for name, value in (("tol", tol), ("kkt_tol", kkt_tol), ("memory", memory)):
         _require_positive(name, value)
@@ -174,9 +177,7 @@ def group_lasso(
     for value in values:
         _require_positive(name, value)
 
-    solver = TwoPassSolver(
-        source, smooth, tol=tol, kkt_tol=kkt_tol, memory=memory, keep=keep or 0, progress=progress
-    )
+    solver = TwoPassSolver(source, smooth, tol=tol, kkt_tol=kkt_tol, memory=memory, keep=keep or 0, progress=progress)
     if keep is not None:
         return _result(solver.solve_for_size(keep), classes)
     scale = solver.penalty_max if name == "penalty_ratio" else 1.0
@@ -204,7 +205,8 @@ def _weights(sample_weight: ArrayLike | None, n: int) -> Array:
     if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() == 0:
         worst = weights[~(weights >= 0)][0] if not (weights >= 0).all() else weights.max()
         raise InvalidInputError(f"sample_weight contains {worst}; weights must be finite, not negative and not all 0.")
-    return weights / weights.mean()
+    scaled: Array = weights / weights.mean()
+    return scaled
 
 
 def _loss(name: str, y: ArrayLike, weights: Array) -> tuple[Loss, NDArray[Any] | None]:

@@ -10,22 +10,23 @@ from numpy.typing import NDArray
 _REORDER = {"reassoc", "contract", "nsz", "arcp"}
 
 
-@njit(nogil=True, cache=True, fastmath=_REORDER)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_REORDER)
 def descend(
     columns: NDArray[np.float32],
     slots: NDArray[np.int64],
     predictions: NDArray[np.float32],
     weights: NDArray[np.float32],
     softmax: bool,
-    residual: NDArray[np.float32],
+    gradient: NDArray[np.float64],
     coef: NDArray[np.float64],
     intercept: NDArray[np.float64],
+    residual: NDArray[np.float32],
     curvature: NDArray[np.float64],
     intercept_curvature: float,
     penalty: float,
     tolerance: float,
     max_sweeps: int,
-) -> int:
+) -> tuple[int, bool]:
     """Minimise the quadratic model over the rows of `coef` and the intercept, in place, by cyclic descent.
 
     The model of the softmax loss is exact to second order, ``S_i = v_i (diag(p_i) − p_i p_iᵀ)`` per sample; each
@@ -44,12 +45,16 @@ def descend(
         Sample weights divided by n.
     softmax : bool
         Which curvature.
-    residual : ndarray of shape (K, n), float32
-        Residual divided by n; updated to minus the model's gradient with respect to the logits.
+    gradient : ndarray of shape (m, K), float64
+        ``X̃_jᵀR/n`` at the expansion point, whose intercept is optimal.
     coef : ndarray of shape (m, K), float64
         Start, and on return the minimiser.
     intercept : ndarray of shape (K,), float64
         Start, and on return the minimiser.
+    residual : ndarray of shape (K, n), float32
+        Minus the change of the model's gradient with respect to the logits since the expansion point: zero to begin
+        with, and kept in step with `coef` and `intercept`. As only the change is in single precision, repeated model
+        steps converge to double precision.
     curvature : ndarray of shape (m,), float64
         A bound on the largest eigenvalue of each block Hessian; rows with bound zero are left alone.
     intercept_curvature : float
@@ -63,11 +68,13 @@ def descend(
 
     Returns
     -------
-    int
+    sweeps : int
         Number of sweeps.
+    settled : bool
+        Whether the tolerance was met.
     """
-    n_outputs, n = residual.shape
-    gradient = np.empty(n_outputs)
+    n, n_outputs = len(weights), gradient.shape[1]
+    target = np.empty(n_outputs)
     step = np.empty(n_outputs)
     scaled = np.empty(n, dtype=np.float32)
     mean_step = np.empty(n, dtype=np.float32)
@@ -99,13 +106,13 @@ def descend(
                     total = np.float32(0)
                     for i in range(n):
                         total += x[i] * residual[k, i]
-                    gradient[k] = coef[a, k] + total / h
-                    length += gradient[k] ** 2
+                    target[k] = coef[a, k] + (gradient[a, k] + total) / h
+                    length += target[k] ** 2
                 length = np.sqrt(length)
                 shrink = 1 - penalty / (h * length) if h * length > penalty else 0.0
                 active[a] = shrink > 0
                 for k in range(n_outputs):
-                    step[k] = shrink * gradient[k] - coef[a, k]
+                    step[k] = shrink * target[k] - coef[a, k]
                 for i in range(n):
                     scaled[i] = x[i] * weights[i]
             moved = 0.0
@@ -138,7 +145,7 @@ def descend(
                     for i in range(n):
                         residual[k, i] -= d * scaled[i]
         if full and worst <= tolerance:
-            break
+            return sweeps, True
         since_full = 0 if full else since_full + 1
         full = worst <= tolerance or since_full >= 8
-    return sweeps
+    return sweeps, False

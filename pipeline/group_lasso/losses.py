@@ -1,4 +1,4 @@
-"""The two smooth losses: values, residuals, curvature, optimal intercepts and dual values, as functions of the logits."""
+"""The two smooth losses as functions of the logits: values, predictions, optimal intercepts, dual values."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SoftmaxLoss:
 
     def predict(self, logits: Array) -> Array:
         """Return the softmax probabilities."""
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        odds: Array = np.exp(logits - logits.max(axis=1, keepdims=True))
         odds /= odds.sum(axis=1, keepdims=True)
         return odds
 
@@ -110,7 +110,8 @@ class SoftmaxLoss:
             b, value = b + step, trial
             if np.abs(step).max() <= 1e-13 * max(1.0, float(np.abs(b).max())):
                 break
-        return b - b.mean()
+        centred: Array = b - b.mean()
+        return centred
 
     def dual(self, residual: Array, scale: float) -> float:
         """Return ``(1/n) Σ v_i H(q_i)`` with the entropy H of ``q = Y − θ/v = (1 − s) Y + s P``, inside the simplex."""
@@ -148,7 +149,8 @@ class SquaredLoss:
 
     def intercept(self, logits: Array, start: Array) -> Array:
         """Return the weighted mean of what is left to explain."""
-        return self.weights @ (self.targets - logits) / len(logits)
+        mean: Array = self.weights @ (self.targets - logits) / len(logits)
+        return mean
 
     def dual(self, residual: Array, scale: float) -> float:
         """Return ``(1/n) Σ_i θ_iᵀy_i − ‖θ_i‖²/(2 v_i)``."""

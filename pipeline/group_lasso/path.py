@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.group_lasso.certificate import Certificate, Optimality
 from pipeline.group_lasso.losses import Array, Loss
 from pipeline.group_lasso.screening import ColumnCache, spectral_norm
-from pipeline.group_lasso.solver import Accuracy, Point, allowed_excess, measure, minimise, null_point
+from pipeline.group_lasso.solver import Accuracy, Point, allowed_excess, approach, measure, minimise, null_point
 from pipeline.group_lasso.source import ColumnSource, single_threaded_blas
 from store.errors import InvalidInputError
 
@@ -136,8 +136,8 @@ class TwoPassSolver:
             )
             raise InvalidInputError(message)
         fill = max(_COLUMNS_PER_SAMPLE * source.n_samples, 4 * keep, 4096)
-        fill = min(fill, capacity if capacity == source.n_features else 3 * capacity // 4)
-        best = np.sort(np.argsort(-self._null_scores, kind="stable")[:fill])
+        self._fill = min(fill, capacity if capacity == source.n_features else 3 * capacity // 4)
+        best = np.sort(np.argsort(-self._null_scores, kind="stable")[: self._fill])
         with self._stage("fetch", 0, 1), single_threaded_blas():
             self._cache = ColumnCache(source, loss.weights, self._norms, capacity)
             self._cache.require(best)
@@ -196,9 +196,9 @@ class TwoPassSolver:
                 penalty = point.penalty * _KEEP_RATIO
                 last = penalty * _KEEP_RATIO < _KEEP_FLOOR * self.penalty_max
                 with self._stage("solve", min(len(point.support), keep - 1), keep):
-                    point = minimise(self._cache, self._loss, point, penalty, _WARM_ACCURACY)
+                    point = approach(self._cache, self._loss, point, penalty, _WARM_ACCURACY)
                     if len(point.support) >= keep or last:
-                        point = minimise(self._cache, self._loss, point, penalty, self._accuracy)
+                        point = minimise(self._cache, self._loss, point, self._accuracy)
                 if len(point.support) < keep and not last:
                     continue
                 checked = self._check([point])[0]
@@ -214,9 +214,9 @@ class TwoPassSolver:
         if penalty >= self.penalty_max:
             return replace(self._null, penalty=penalty)
         steps = max(1, int(np.ceil(np.log(penalty / min(point.penalty, self.penalty_max)) / np.log(_WARM_RATIO))))
-        for between in np.geomspace(min(point.penalty, self.penalty_max), penalty, steps + 1)[1:-1]:
-            point = minimise(self._cache, self._loss, point, float(between), _WARM_ACCURACY)
-        return minimise(self._cache, self._loss, point, penalty, self._accuracy)
+        for between in np.geomspace(min(point.penalty, self.penalty_max), penalty, steps + 1)[1:]:
+            point = approach(self._cache, self._loss, point, float(between), _WARM_ACCURACY)
+        return minimise(self._cache, self._loss, point, self._accuracy)
 
     def _check(self, points: Sequence[Point]) -> list[_Checked]:
         """Scan, repair and measure until every point is certified, or no more passes are allowed."""
@@ -239,7 +239,8 @@ class TwoPassSolver:
                 with self._stage("repair", done, len(pending)):
                     checked[at] = self._repair(current[at], np.ascontiguousarray(scores[:, done]))
                 current[at] = checked[at].point
-            pending = [at for at in pending if not checked[at].certified]
+            # What was not repaired was measured exactly: another scan would tell the same.
+            pending = [at for at in pending if not checked[at].certified and checked[at].score_slack > 0]
             if self._source.passes >= _MOST_PASSES:
                 break
         return [checked[at] for at in range(len(points))]
@@ -248,14 +249,14 @@ class TwoPassSolver:
         """Fetch at once what all points will ask for, if it fits."""
         wanted = np.zeros(self._source.n_features, dtype=np.bool_)
         for column, at in enumerate(pending):
-            wanted[self._suspects(points[at], scores[:, column])] = True
+            wanted[self._suspects(points[at], scores[:, column])[: self._fill]] = True
             wanted[points[at].support] = True
         features = np.flatnonzero(wanted)
         if len(features) <= self._cache.capacity:
             self._cache.require(features)
 
     def _suspects(self, point: Point, upper: Array) -> NDArray[np.int64]:
-        """Return features not held that may violate the conditions, and those near them: the highest first."""
+        """Return features not held, the highest first, down to (1 − δ) λ if any of them may violate the conditions."""
         outside = self._cache.slots(np.arange(self._source.n_features)) < 0
         limit = point.penalty * (1 + allowed_excess(point, self._accuracy))
         if not (upper[outside] > limit).any():
@@ -268,22 +269,19 @@ class TwoPassSolver:
         point = start
         slack = np.zeros_like(scores)
         self._cache.require(point.support)
-        most = _COLUMNS_PER_SAMPLE * self._source.n_samples
-        while True:
+        violated = scores.max() > point.penalty * (1 + allowed_excess(point, self._accuracy))
+        while violated:
             suspects = self._suspects(point, scores + slack)
-            if len(suspects) > most:
-                suspects = suspects[: most if point is start else 0]
-            if len(suspects):
-                room = self._cache.capacity - len(point.support)
-                if room == 0:
-                    raise self._cache.too_small(len(point.support) + _LEAST_COLUMNS)
-                self._cache.require(np.union1d(point.support, suspects[:room]))
-            elif point is not start:
+            room = self._cache.capacity - len(point.support)
+            if point is not start and not 0 < len(suspects) <= min(room, _FETCH_AT_ONCE):
                 break
-            moved = minimise(self._cache, self._loss, point, point.penalty, self._accuracy)
+            if len(suspects) and room == 0:
+                raise self._cache.too_small(len(point.support) + _LEAST_COLUMNS)
+            self._cache.require(np.union1d(point.support, suspects[: min(room, self._fill)]))
+            moved = minimise(self._cache, self._loss, point, self._accuracy)
             if moved is point:
                 break
-            point, most = moved, _FETCH_AT_ONCE
+            point = moved
             slack = self._norms * (spectral_norm(point.residual - start.residual) / self._source.n_samples)
         if point is not start:
             held = self._cache.held
@@ -293,10 +291,7 @@ class TwoPassSolver:
         return self._judge(point, scores, slack)
 
     def _judge(self, point: Point, scores: Array, slack: Array, note: str = "") -> _Checked:
-        outside = np.ones(len(scores), dtype=np.bool_)
-        outside[point.support] = False
-        largest = float((scores + slack)[outside].max(initial=0.0))
-        state = measure(self._cache, self._loss, point, largest)
+        state = measure(self._cache, self._loss, point, float((scores + slack).max()))
         certified = state.gap <= self._accuracy.gap and state.kkt <= self._accuracy.kkt
         if not certified:
             note = f"Not certified after {self._source.passes} passes: the tolerances are not met over all features."

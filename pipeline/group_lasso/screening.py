@@ -12,7 +12,7 @@ from pipeline.group_lasso.source import ColumnSource
 from store.errors import InvalidInputError
 
 _CHUNK_ELEMENTS = 1 << 19
-_FETCH_ELEMENTS = 1 << 22
+_FETCH_ELEMENTS = 1 << 21
 
 Slots = NDArray[np.int64]
 
@@ -178,7 +178,7 @@ class ColumnCache:
         )
         return InvalidInputError(message)
 
-    def above(self, residual: Array, threshold: float) -> tuple[Slots, Array]:
+    def above(self, residual: Array, threshold: float) -> Slots:
         """Return the held columns whose score at `residual` exceeds `threshold`, the highest first.
 
         Parameters
@@ -190,10 +190,8 @@ class ColumnCache:
 
         Returns
         -------
-        slots : ndarray of shape (m,), int64
-            Ties are in the order of the feature index.
-        scores : ndarray of shape (m,), float64
-            ``‖X̃_jᵀR‖/n``.
+        ndarray of shape (m,), int64
+            Slots; ties are in the order of the feature index.
         """
         if self._residual is not None:
             self._drift += spectral_norm(residual - self._residual)
@@ -214,7 +212,7 @@ class ColumnCache:
         self._drift_then[open_slots] = self._drift
         found, scores = open_slots[scores > threshold], scores[scores > threshold]
         order = np.lexsort((self._feature[found], -scores))
-        return found[order], scores[order]
+        return found[order]
 
     def correlate(self, slots: Slots, residual: Array) -> Array:
         """Return ``X̃ᵀR/n`` for the columns in `slots`.

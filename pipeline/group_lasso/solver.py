@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,11 @@ from pipeline.group_lasso.screening import ColumnCache, Slots
 
 _NEWTON_STEPS = 100
 _STALLED_STEPS = 15  # without halving the error: rounding is all that is left
-_SWEEPS = 200
+_SWEEPS = 300
+_SWEEPS_PER_MODEL = 2
+_TRAIL = 5
+_FORCING = 0.15  # how much more exact than the point the model is minimised
+_LEAST_GROWTH = 32
 
 
 class Accuracy(NamedTuple):
@@ -49,8 +54,10 @@ class Point:
         With respect to centred columns.
     logits, residual : ndarray of shape (n, K), float64
         ``X̃W + b``, and ``v ∘ (Y − P)`` there; the residual's columns sum to zero.
+    accuracy : Accuracy
+        What was demanded of it.
     newton_steps, sweeps : int
-        Outer and inner iterations.
+        Outer and inner iterations since the path began.
     """
 
     penalty: float
@@ -59,6 +66,7 @@ class Point:
     intercept: Array
     logits: Array
     residual: Array
+    accuracy: Accuracy
     newton_steps: int = 0
     sweeps: int = 0
 
@@ -87,14 +95,14 @@ def null_point(loss: Loss, penalty: float) -> Point:
     b = loss.intercept(np.zeros((n, n_outputs)), np.zeros(n_outputs))
     logits = np.tile(b, (n, 1))
     nothing = np.empty(0, dtype=np.int64)
-    return Point(penalty, nothing, np.empty((0, n_outputs)), b, logits, residual(loss, loss.predict(logits)))
+    rest = residual(loss, loss.predict(logits))
+    return Point(penalty, nothing, np.empty((0, n_outputs)), b, logits, rest, Accuracy(0.0, 0.0))
 
 
-def minimise(cache: ColumnCache, loss: Loss, start: Point, penalty: float, accuracy: Accuracy) -> Point:
-    """Minimise over the cached columns, from a solution at a larger or the same penalty.
+def approach(cache: ColumnCache, loss: Loss, start: Point, penalty: float, accuracy: Accuracy) -> Point:
+    """Lower the penalty by one step: minimise over the support and, by the strong rule, ``c_j ≥ 2λ − λ_previous``.
 
-    The working set is the support and, by the strong rule, the features with ``c_j ≥ 2λ − λ_previous``, at most as
-    many as the support has; violators join until none is left.
+    At most as many features join as the support has, those with the highest scores.
 
     Parameters
     ----------
@@ -103,36 +111,54 @@ def minimise(cache: ColumnCache, loss: Loss, start: Point, penalty: float, accur
     loss : Loss
         The smooth part.
     start : Point
-        Where to begin.
+        A solution at a larger penalty.
     penalty : float
         λ > 0.
+    accuracy : Accuracy
+        Demanded over the working set only.
+
+    Returns
+    -------
+    Point
+        A place to start `minimise` from.
+    """
+    working = cache.slots(start.support)
+    return _newton(cache, loss, _joined(cache, working, start, 2 * penalty - start.penalty), start, penalty, accuracy)
+
+
+def minimise(cache: ColumnCache, loss: Loss, start: Point, accuracy: Accuracy) -> Point:
+    """Minimise over all cached columns: violators join the support until none is left.
+
+    Parameters
+    ----------
+    cache : ColumnCache
+        Holds the support of `start`.
+    loss : Loss
+        The smooth part.
+    start : Point
+        A point at the same penalty.
     accuracy : Accuracy
         Demanded over the cached columns.
 
     Returns
     -------
     Point
-        Meets `accuracy`, or is the best that double precision gives.
-
-    Raises
-    ------
-    InvalidInputError
-        If the working set outgrows the cache.
+        Meets `accuracy`, or is the best that double precision gives; `start` itself if it does.
     """
     point = start
-    threshold = 2 * penalty - start.penalty
-    if penalty == start.penalty:
-        threshold = penalty * (1 + allowed_excess(start, accuracy))
     working = cache.slots(start.support)
     while True:
-        candidates, _ = cache.above(point.residual, threshold)
-        fresh = candidates[~np.isin(candidates, working)]
-        if len(fresh) == 0 and point.penalty == penalty:
+        joined = _joined(cache, working, point, point.penalty * (1 + allowed_excess(point, accuracy)))
+        if len(joined) == len(working) and point.accuracy == accuracy:
             return point
-        growth = max(32, len(point.support))
-        working = np.concatenate([working, fresh[:growth]])
-        point = _newton(cache, loss, working, point, penalty, accuracy)
-        threshold = penalty * (1 + allowed_excess(point, accuracy))
+        working = joined
+        point = _newton(cache, loss, working, point, point.penalty, accuracy)
+
+
+def _joined(cache: ColumnCache, working: Slots, point: Point, threshold: float) -> Slots:
+    candidates = cache.above(point.residual, threshold)
+    fresh = candidates[~np.isin(candidates, working)]
+    return np.concatenate([working, fresh[: max(_LEAST_GROWTH, len(point.support))]])
 
 
 def allowed_excess(point: Point, accuracy: Accuracy) -> float:
@@ -158,7 +184,7 @@ def allowed_excess(point: Point, accuracy: Accuracy) -> float:
 
 
 def measure(cache: ColumnCache, loss: Loss, point: Point, largest_score: float) -> Optimality:
-    """Measure a point whose largest score off the support is known or bounded.
+    """Measure a point whose largest score is known or bounded.
 
     Parameters
     ----------
@@ -169,7 +195,7 @@ def measure(cache: ColumnCache, loss: Loss, point: Point, largest_score: float) 
     point : Point
         The model.
     largest_score : float
-        ``max_j ‖X̃_jᵀR‖/n``, or a bound above it, over the features off the support.
+        ``max_j ‖X̃_jᵀR‖/n`` over all features as the source tells it, or a bound above it.
 
     Returns
     -------
@@ -181,9 +207,7 @@ def measure(cache: ColumnCache, loss: Loss, point: Point, largest_score: float) 
     return optimality(loss, point.penalty, point.coef, point.logits, gradient, largest)
 
 
-def _newton(
-    cache: ColumnCache, loss: Loss, working: Slots, start: Point, penalty: float, accuracy: Accuracy
-) -> Point:
+def _newton(cache: ColumnCache, loss: Loss, working: Slots, start: Point, penalty: float, accuracy: Accuracy) -> Point:
     """Minimise over the columns in the slots `working`, which include the support of `start`."""
     coef = np.zeros((len(working), loss.targets.shape[1]))
     if len(start.support):
@@ -193,6 +217,7 @@ def _newton(
     logits = cache.combine(working, coef) + intercept
     sweeps = 0
     best, best_step = np.inf, 0
+    forcing, previous = _FORCING, np.inf
     for step in range(_NEWTON_STEPS + 1):
         refined = loss.intercept(logits - intercept, intercept)
         logits += refined - intercept
@@ -207,7 +232,11 @@ def _newton(
             best, best_step = excess, step
         if excess <= 0.5 or step - best_step >= _STALLED_STEPS or step == _NEWTON_STEPS:
             break
-        change, shift, spent = _model_step(cache, loss, working, coef, predictions, rest, penalty, state.kkt)
+        # A sweep that moves little may still be far from the model's minimum: insist if the last step gained little.
+        forcing = _FORCING if state.kkt < previous / 2 else forcing / 10
+        previous = state.kkt
+        tolerance = max(forcing, 1e-6) * state.kkt * penalty
+        change, shift, spent = _model_step(cache, loss, working, coef, predictions, gradient, penalty, tolerance)
         sweeps += spent
         movement = cache.combine(working, change) + shift
         length = _line_search(loss, logits, movement, coef, change, rest, penalty, state.objective)
@@ -219,9 +248,8 @@ def _newton(
     kept = np.flatnonzero(coef.any(axis=1))
     kept = kept[np.argsort(cache.features(working[kept]))]
     support = cache.features(working[kept])
-    return Point(
-        penalty, support, coef[kept], intercept, logits, rest, start.newton_steps + step, start.sweeps + sweeps
-    )
+    steps, sweeps = start.newton_steps + step, start.sweeps + sweeps
+    return Point(penalty, support, coef[kept], intercept, logits, rest, accuracy, steps, sweeps)
 
 
 def _model_step(
@@ -230,12 +258,12 @@ def _model_step(
     working: Slots,
     coef: Array,
     predictions: Array,
-    rest: Array,
+    gradient: Array,
     penalty: float,
-    violation: float,
+    tolerance: float,
 ) -> tuple[Array, Array, int]:
-    """Minimise the quadratic model roughly, and return the change of coefficients and intercept and the sweeps spent."""
-    n, n_outputs = rest.shape
+    """Minimise the quadratic model roughly; return the change of coefficients and intercept, and the sweeps spent."""
+    n, n_outputs = predictions.shape
     v = loss.weights[:, None]
     if loss.softmax:
         # Two bounds on the largest eigenvalue of Σ x² v (diag p − p pᵀ): drop p pᵀ, or Gershgorin's discs.
@@ -246,24 +274,56 @@ def _model_step(
     half = variance.shape[1] // 2
     curvature = np.minimum(bounds[:, :half].max(axis=1), bounds[:, half:].max(axis=1)) * (1 + 1e-5)
     flat = variance.mean(axis=0)
-    new = coef.copy()
-    shift = np.zeros(n_outputs)
-    sweeps = descend(
-        cache.columns,
-        working,
-        np.ascontiguousarray(predictions.T, dtype=np.float32),
-        (loss.weights / n).astype(np.float32),
-        loss.softmax,
-        np.ascontiguousarray((rest / n).T, dtype=np.float32),
-        new,
-        shift,
-        curvature,
-        float(min(flat[:half].max(), flat[half:].max())),
-        penalty,
-        0.1 * violation * penalty,
-        _SWEEPS,
+    point = _Model(coef.copy(), np.zeros(n_outputs), np.zeros((n_outputs, n), dtype=np.float32))
+    fixed = np.ascontiguousarray(predictions.T, dtype=np.float32), (loss.weights / n).astype(np.float32), loss.softmax
+    bounds = curvature, float(min(flat[:half].max(), flat[half:].max()))
+    trail: list[_Model] = []
+    sweeps = 0
+    while sweeps < _SWEEPS:
+        spent, settled = descend(
+            cache.columns, working, *fixed, gradient, *point, *bounds, penalty, tolerance, _SWEEPS_PER_MODEL
+        )
+        sweeps += spent
+        if settled:
+            break
+        trail.append(_Model(*(part.copy() for part in point)))
+        if len(trail) == _TRAIL:
+            leap = _extrapolated(trail)
+            if _value(leap, cache, working, coef, gradient, penalty) < _value(
+                point, cache, working, coef, gradient, penalty
+            ):
+                point = leap
+            trail.clear()
+    return point.coef - coef, point.intercept, sweeps
+
+
+class _Model(NamedTuple):
+    """An iterate of the quadratic model: coefficients, change of intercept, and minus the change of the gradient."""
+
+    coef: Array
+    intercept: Array
+    residual: NDArray[np.float32]
+
+
+def _extrapolated(trail: list[_Model]) -> _Model:
+    """Combine iterates so that their differences cancel best (Anderson; Bertrand and Massias 2021, algorithm 2)."""
+    differences = np.array([(new.coef - old.coef).ravel() for old, new in pairwise(trail)])
+    gram = differences @ differences.T
+    gram[np.diag_indices_from(gram)] += 1e-10 * np.trace(gram)
+    mix = np.linalg.solve(gram, np.ones(len(gram)))
+    mix /= mix.sum()
+    coef, intercept, change = (
+        sum(share * part for share, part in zip(mix, parts, strict=True)) for parts in zip(*trail[1:], strict=True)
     )
-    return new - coef, shift, int(sweeps)
+    return _Model(coef, intercept, change.astype(np.float32))
+
+
+def _value(point: _Model, cache: ColumnCache, working: Slots, start: Array, gradient: Array, penalty: float) -> float:
+    """Return the objective of the quadratic model, up to a constant."""
+    moved = point.coef - start
+    curved = cache.correlate(working, point.residual.T * np.float64(point.residual.shape[1]))
+    smooth = (gradient * moved).sum() + ((curved * moved).sum() + point.residual.sum(axis=1) @ point.intercept) / 2
+    return float(penalty * np.linalg.norm(point.coef, axis=1).sum() - smooth)
 
 
 def _line_search(

@@ -116,7 +116,8 @@ def single_threaded_blas() -> AbstractContextManager[Any]:
     context manager
         Limits the BLAS libraries of this process to one thread while it is entered.
     """
-    return _blas().limit(limits=1, user_api="blas")
+    limited: AbstractContextManager[Any] = _blas().limit(limits=1, user_api="blas")
+    return limited
 
 
 class ArraySource:
@@ -145,7 +146,7 @@ class ArraySource:
 
     def __init__(self, X: NDArray[Any], normalization: str = "none") -> None:
         if normalization not in ("none", "standardize"):
-            message = f"normalization={normalization!r} is unknown for an array; valid choices are 'none', 'standardize'."
+            message = f"normalization={normalization!r} is unknown here; valid choices are 'none', 'standardize'."
             raise InvalidInputError(message)
         if X.ndim != 2 or 0 in X.shape:
             message = f"X has shape {X.shape}; it must be a non-empty matrix of shape (samples, features)."
@@ -214,7 +215,7 @@ class ArraySource:
             self._scan(scan)
         if not np.isfinite(deviations).all():
             feature = int(np.flatnonzero(~np.isfinite(deviations))[0])
-            message = f"X has a value that is not finite, or too large to square, in feature {feature}; remove or replace it."
+            message = f"X has a value that is not finite, or too large to square, in feature {feature}; replace it."
             raise InvalidInputError(message)
         if not self._standardize:
             self._statistics = np.zeros(p), np.ones(p)
@@ -268,7 +269,13 @@ class ArraySource:
 
         def fetch(part: slice) -> None:
             chosen = indices[part]
-            out[:, part] = (self._X[:, chosen].astype(np.float64) - means[chosen]) * inverse[chosen]
+            first, last = int(chosen[0]), int(chosen[-1]) + 1
+            contiguous = last - first == len(chosen) and bool((np.diff(chosen) == 1).all())
+            raw = self._X[:, first:last] if contiguous else self._X[:, chosen]
+            block = raw.astype(np.float64)
+            block -= means[chosen]
+            block *= inverse[chosen]
+            out.T[part] = block.T
 
         self._each_block(len(indices), fetch)
         self._bytes_read += self._X.itemsize * out.size

@@ -1,0 +1,150 @@
+"""Where in a traced network a value can be captured, and by what name."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+from timm.layers.drop import DropPath
+from torch import nn
+
+from pipeline.presets import LOGITS, PRE_LOGITS, Anatomy, block_values, head2toe_values
+from pipeline.probing import Call, Value
+from store.errors import InvalidInputError, suggest
+from store.spec import TapSpec
+
+PRESETS = ("head2toe", "blocks", "embedding", "logits")
+
+_TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, nn.Sequential, nn.ModuleList, nn.Flatten)
+
+
+@dataclass(frozen=True)
+class Place:
+    key: Hashable
+    when: int
+    tap: TapSpec
+
+
+class Places:
+    """Where in a traced network a value can be captured, and by what name."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self._anatomy = anatomy
+        self._calls: dict[str, list[Call]] = {}
+        for call in anatomy.calls:
+            self._calls.setdefault(call.name, []).append(call)
+        self._names = [name for name, _ in anatomy.model.named_modules() if name]
+        self._single = [calls[0] for name, calls in self._calls.items() if name and len(calls) == 1]
+
+    def find(self, pattern: str) -> Iterator[Place]:
+        if pattern in PRESETS:
+            yield from self._preset(pattern)
+        elif pattern in self._names:
+            yield self._at(self.single_call(pattern), "output")
+        elif pattern == PRE_LOGITS:
+            yield from self._preset("embedding")
+        elif pattern.removesuffix(".input") in self._names:
+            yield self._at(self.single_call(pattern.removesuffix(".input")), "input")
+        else:
+            yield from self._glob(pattern)
+
+    def single_call(self, name: str) -> Call:
+        if name and name not in self._names:
+            raise InvalidInputError(f"module {name!r} is not in the model; {suggest(name, self._names)}")
+        calls = self._calls.get(name, [])
+        if len(calls) != 1:
+            how = f"runs {len(calls)} times in one forward pass" if calls else "does not run in a forward pass"
+            raise InvalidInputError(f"module {name!r} {how} and cannot be captured; tap the module around it.")
+        return calls[0]
+
+    def usable(self, call: Call, point: str) -> Value:
+        value = call.input if point == "input" else call.output
+        if value is None:
+            reason = f"is a {call.output_type}, not a tensor" if point == "output" else "is not a tensor"
+        else:
+            reason = value.obstacle or ""
+        if value is None or reason:
+            raise InvalidInputError(
+                f"the {point} of module {call.name!r} {reason} and cannot be captured; tap a module inside or around it."
+            )
+        return value
+
+    def _preset(self, preset: str) -> Iterator[Place]:
+        embedding, logits = self._ends()
+        if preset == "head2toe":
+            ends = {place.key for place in (*embedding, *logits)}
+            for value in head2toe_values(self._anatomy):
+                if self._anatomy.canonical(value) not in ends:
+                    yield from self._holding(value)
+            yield from (*embedding, *logits)
+        elif preset == "blocks":
+            found = [place for value in block_values(self._anatomy) for place in self._holding(value)]
+            if not found:
+                raise InvalidInputError("preset 'blocks' finds no residual blocks or stages; give module names.")
+            yield from found
+        else:
+            places = embedding if preset == "embedding" else logits
+            if not places:
+                raise InvalidInputError(f"preset {preset!r} finds nothing: this model has no classifier.")
+            yield from places
+
+    def _ends(self) -> tuple[list[Place], list[Place]]:
+        """Return the places of the embedding and of the logits; a model without classifier gives no logits."""
+        whole = self._calls[""][0]
+        heads = [call for call in self._anatomy.classifiers if call.input is not None and call.input.obstacle is None]
+        name = PRE_LOGITS if PRE_LOGITS not in self._names else None
+        if not heads or isinstance(heads[0].module, nn.Identity):
+            return ([self._at(whole, "output", name)] if whole.output is not None else []), []
+        embedding = [self._at(heads[0], "input", name)]
+        embedding += [self._at(head, "input") for head in heads[1:]]
+        return embedding, ([self._at(whole, "output", LOGITS)] if whole.output is not None else [])
+
+    def _holding(self, value: Value) -> Iterator[Place]:
+        """Yield the best place that holds `value`, if any does."""
+        key = self._anatomy.canonical(value)
+        outputs = [c for c in self._single if c.output is not None and self._anatomy.canonical(c.output) == key]
+        outputs = [c for c in outputs if c.output is not None and c.output.obstacle is None]
+        outputs = [c for c in outputs if not isinstance(c.module, nn.Conv1d)]
+        if outputs:
+            yield self._at(min(outputs, key=self._rank), "output")
+            return
+        for call in self._single:
+            if isinstance(call.module, nn.Conv1d):
+                continue  # its channels come before its positions, which no pooling rule covers
+            if call.input is not None and call.input.key == value.key and call.input.obstacle is None:
+                yield self._at(call, "input")
+                return
+
+    def _rank(self, call: Call) -> tuple[bool, int, int, int]:
+        """Order names of one value: no mere pass-through, as few units as possible, then the outermost."""
+        n_units = max(self._anatomy.n_units(call), 1)
+        return isinstance(call.module, _TRANSPARENT), n_units, call.name.count("."), call.started
+
+    def _glob(self, pattern: str) -> Iterator[Place]:
+        names = fnmatch.filter(self._names, pattern)
+        if not names:
+            raise InvalidInputError(f"tap {pattern!r} matches no module; {suggest(pattern, [*PRESETS, *self._names])}")
+        refusals = []
+        for name in names:
+            try:
+                yield self._at(self.single_call(name), "output")
+            except InvalidInputError as error:
+                refusals.append(error)
+        if len(refusals) == len(names):
+            raise refusals[0]
+
+    def _at(self, call: Call, point: str, name: str | None = None) -> Place:
+        value = self.usable(call, point)
+        when = call.finished if point == "output" else call.started
+        label = name or (call.name if point == "output" else f"{call.name}.input")
+        tap = TapSpec.model_validate(
+            {"name": re.sub(r"[^A-Za-z0-9._-]", "_", label), "module": call.name, "point": point}
+        )
+        return Place(self._anatomy.canonical(value), when, tap)
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether `pattern` holds shell-style wildcards."""
+    return any(c in pattern for c in "*?[")

@@ -273,6 +273,7 @@ def _writer(plan: Plan, parameters: ExtractionParameters) -> StoreWriter:
     except StoreNotFoundError:
         _check_space(plan)
     else:
+        there.objects.sweep()
         return StoreWriter(there)
     embedding = [layer.name for layer in plan.layers if layer.tap.name == PRE_LOGITS]
     provenance = {

@@ -22,13 +22,21 @@ _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, nn.Sequential, 
 
 @dataclass(frozen=True)
 class Place:
+    """A tap, the key of the value it holds, and when in the forward pass it is captured."""
+
     key: Hashable
     when: int
     tap: TapSpec
 
 
 class Places:
-    """Where in a traced network a value can be captured, and by what name."""
+    """The places of a traced network, found by preset, by module name or pattern, or by the value they hold.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+        The network.
+    """
 
     def __init__(self, anatomy: Anatomy) -> None:
         self._anatomy = anatomy
@@ -39,18 +47,26 @@ class Places:
         self._single = [calls[0] for name, calls in self._calls.items() if name and len(calls) == 1]
 
     def find(self, pattern: str) -> Iterator[Place]:
+        """Yield the places that a preset, a tap's name, a module's name or a pattern on such names means.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is none, or none that can be captured.
+        """
         if pattern in PRESETS:
             yield from self._preset(pattern)
-        elif pattern in self._names:
-            yield self._at(self.single_call(pattern), "output")
         elif pattern == PRE_LOGITS:
             yield from self._preset("embedding")
+        elif pattern in self._names:
+            yield self._at(self.single_call(pattern), "output")
         elif pattern.removesuffix(".input") in self._names:
             yield self._at(self.single_call(pattern.removesuffix(".input")), "input")
         else:
             yield from self._glob(pattern)
 
     def single_call(self, name: str) -> Call:
+        """Return the only call of a module; raise `InvalidInputError` if it runs never or more than once."""
         if name and name not in self._names:
             raise InvalidInputError(f"module {name!r} is not in the model; {suggest(name, self._names)}")
         calls = self._calls.get(name, [])
@@ -60,6 +76,7 @@ class Places:
         return calls[0]
 
     def usable(self, call: Call, point: str) -> Value:
+        """Return what `call` reads or gives; raise `InvalidInputError` if no features can be made of it."""
         value = call.input if point == "input" else call.output
         if value is None:
             reason = f"is a {call.output_type}, not a tensor" if point == "output" else "is not a tensor"
@@ -67,7 +84,8 @@ class Places:
             reason = value.obstacle or ""
         if value is None or reason:
             raise InvalidInputError(
-                f"the {point} of module {call.name!r} {reason} and cannot be captured; tap a module inside or around it."
+                f"the {point} of module {call.name!r} {reason} and cannot be captured; "
+                f"tap a module inside or around it."
             )
         return value
 
@@ -94,10 +112,9 @@ class Places:
         """Return the places of the embedding and of the logits; a model without classifier gives no logits."""
         whole = self._calls[""][0]
         heads = [call for call in self._anatomy.classifiers if call.input is not None and call.input.obstacle is None]
-        name = PRE_LOGITS if PRE_LOGITS not in self._names else None
         if not heads or isinstance(heads[0].module, nn.Identity):
-            return ([self._at(whole, "output", name)] if whole.output is not None else []), []
-        embedding = [self._at(heads[0], "input", name)]
+            return ([self._at(whole, "output", PRE_LOGITS)] if whole.output is not None else []), []
+        embedding = [self._at(heads[0], "input", PRE_LOGITS)]
         embedding += [self._at(head, "input") for head in heads[1:]]
         return embedding, ([self._at(whole, "output", LOGITS)] if whole.output is not None else [])
 
@@ -139,6 +156,8 @@ class Places:
         value = self.usable(call, point)
         when = call.finished if point == "output" else call.started
         label = name or (call.name if point == "output" else f"{call.name}.input")
+        if name is None and label in (PRE_LOGITS, LOGITS):
+            label += ".output"  # a module of that name need not hold what the name stands for
         tap = TapSpec.model_validate(
             {"name": re.sub(r"[^A-Za-z0-9._-]", "_", label), "module": call.name, "point": point}
         )

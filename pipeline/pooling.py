@@ -76,9 +76,10 @@ def pool(
     Raises
     ------
     InvalidInputError
-        If `x` does not have the number of dimensions of `layout`, or `target_size` is not positive.
+        If `x` does not have the number of dimensions of `layout`, has no tokens but prefix tokens, or `target_size`
+        is not positive.
     """
-    _check(x.shape[1:], layout, target_size)
+    _check(x.shape[1:], layout, target_size, n_prefix_tokens)
     if layout == "vector":
         return x.to(torch.float32, copy=True)
     if layout == "tokens":
@@ -117,7 +118,7 @@ def pooled_size(
     InvalidInputError
         As for `pool`.
     """
-    _check(shape, layout, target_size)
+    _check(shape, layout, target_size, n_prefix_tokens)
     if layout == "vector":
         return shape[0]
     if layout == "tokens":
@@ -152,7 +153,7 @@ def _pool_tokens(x: Tensor, target_size: int) -> Tensor:
     return x[:, : groups * window].unflatten(1, (groups, window)).mean(dim=2, dtype=torch.float32).flatten(1)
 
 
-def _check(shape: Sequence[int], layout: Layout, target_size: int) -> None:
+def _check(shape: Sequence[int], layout: Layout, target_size: int, n_prefix_tokens: int) -> None:
     if layout not in DIMENSIONS:
         raise InvalidInputError(f"layout {layout!r} is unknown; valid layouts are {', '.join(map(repr, DIMENSIONS))}.")
     if len(shape) != DIMENSIONS[layout]:
@@ -160,5 +161,7 @@ def _check(shape: Sequence[int], layout: Layout, target_size: int) -> None:
             f"a tensor of shape {tuple(shape)} per image is not in layout {layout!r}, "
             f"which has {DIMENSIONS[layout]} dimensions."
         )
+    if layout == "tokens" and not 0 <= n_prefix_tokens < shape[0]:
+        raise InvalidInputError(f"{shape[0]} tokens cannot begin with {n_prefix_tokens} prefix tokens.")
     if target_size < 1:
         raise InvalidInputError(f"target size {target_size} must be a positive number of features.")

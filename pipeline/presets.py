@@ -11,8 +11,8 @@ the logits. One rule covers both and every other timm family:
 * for token models, the embedded patches before the first block;
 * the last map, what the classifier reads (`pre_logits`) and what the model gives (`logits`).
 
-Left out are pixels, encodings of positions, gates such as squeeze-and-excitation, which work on a pooled vector in the middle of the network,
-and the insides of an MLP over transposed tokens, which has no positions left to pool over.
+Left out are pixels, encodings of positions, gates such as squeeze-and-excitation, which work on a pooled vector in
+the middle of the network, and the insides of an MLP over transposed tokens, which has no positions left to pool over.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Anatomy:
 
     def _units(self) -> Iterator[tuple[Kind, Call]]:
         named = [call for call in self.calls if call.name]
-        mlps = [call for call in named if _is_mlp(call.module)]
+        mlps = [call for call in named if _is_mlp(call.module) and call.input is not None and call.input.rows_per_image]
         attentions = [
             call for call in named if _is_attention(call.module) and not any(_encloses(call, mlp) for mlp in mlps)
         ]
@@ -207,6 +207,7 @@ def _embeddings(anatomy: Anatomy) -> list[Value | None]:
         if call.finished < first.started
         and call.name.rpartition(".")[0] in parents
         and not isinstance(call.module, _RAW)
+        and not _POSITIONS.search(type(call.module).__name__)
         and call.output is not None
         and call.output.is_map
     ]

@@ -155,6 +155,8 @@ def _record(model: nn.Module, size: tuple[int, int, int], batch_size: int) -> li
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
     recorder = _Recorder()
     handles = recorder.attach(model)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         with torch.no_grad(), torch.device("meta"):
             batch = torch.empty(batch_size, *size, dtype=dtype)
@@ -169,6 +171,8 @@ def _record(model: nn.Module, size: tuple[int, int, int], batch_size: int) -> li
     finally:
         for handle in handles:
             handle.remove()
+        for module, training in modes:
+            module.training = training
     return sorted(recorder.calls, key=lambda call: call.started)
 
 

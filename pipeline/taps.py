@@ -9,14 +9,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pipeline.layouts import Layouts
 from pipeline.places import PRESETS, Place, Places, is_glob
 from pipeline.pooling import ClsToken, Layout, pool, pooled_size
-from pipeline.presets import Anatomy
+from pipeline.presets import LOGITS, PRE_LOGITS, Anatomy
 from pipeline.probing import Value, first_tensor, trace
 from store.errors import InvalidInputError, suggest
 from store.spec import PoolingSpec, TapSpec
@@ -50,10 +49,12 @@ def resolve_taps(
     """
     places = Places(Anatomy(model, trace(model)))
     chosen: dict[Hashable, Place] = {}
-    # Where two hold the same tensor, names win over patterns and patterns over presets.
+    # Where two hold the same tensor, names win over patterns and patterns over presets, but later stages look for
+    # the embedding and the logits under their own names.
     for pattern in sorted(patterns, key=lambda p: (p in PRESETS, is_glob(p))):
         for place in places.find(pattern):
-            chosen.setdefault(place.key, place)
+            if place.key not in chosen or place.tap.name in (PRE_LOGITS, LOGITS):
+                chosen[place.key] = place
     taps = [place.tap for place in sorted(chosen.values(), key=lambda place: place.when)]
     dropped: set[TapSpec] = set()
     for pattern in exclude:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 
 from store.errors import InvalidInputError
 
+UNFINISHED = ".unfinished"
+STALE_SECONDS = 3600
 Data = bytes | bytearray | memoryview
 COALESCE_GAP = 64 * 1024
 """Remote ranges closer than this many bytes are fetched by one request."""
@@ -50,6 +54,9 @@ class Objects(Protocol):
 
     def exists(self, key: str) -> bool:
         """Return whether an object of this key exists."""
+
+    def sweep(self) -> None:
+        """Remove what killed writers left unfinished."""
 
     def remove(self, prefix: str = "") -> None:
         """Remove an object, or everything under a prefix; all of it for the empty prefix."""
@@ -93,9 +100,10 @@ class LocalObjects:
         return True
 
     def _temporary(self, key: str, parts: Sequence[Data]) -> Path:
-        target = self.root / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+        # One folder for unfinished writes, so that what a killed writer leaves can be found and swept.
+        temporary = self.root / UNFINISHED / uuid.uuid4().hex
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        (self.root / key).parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
                 for part in parts:
@@ -108,15 +116,22 @@ class LocalObjects:
         return temporary
 
     def names(self, prefix: str) -> list[str]:
-        """Return names in a directory, without those of unfinished writes."""
+        """Return names in a directory, without the folder of unfinished writes."""
         try:
-            return sorted(n for n in os.listdir(self.root / prefix) if not n.endswith(".tmp"))
+            return sorted(n for n in os.listdir(self.root / prefix) if n != UNFINISHED)
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def exists(self, key: str) -> bool:
         """Return whether a file of this key exists."""
         return (self.root / key).is_file()
+
+    def sweep(self) -> None:
+        """Remove what writers killed more than an hour ago left unfinished."""
+        for temporary in (self.root / UNFINISHED).glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
+                    temporary.unlink()
 
     def remove(self, prefix: str = "") -> None:
         """Remove a file or a directory tree."""
@@ -190,6 +205,9 @@ class FsspecObjects:
     def exists(self, key: str) -> bool:
         """Return whether an object of this key exists."""
         return bool(self.fs.isfile(self._at(key)))
+
+    def sweep(self) -> None:
+        """Do nothing: an unfinished upload never becomes an object."""
 
     def remove(self, prefix: str = "") -> None:
         """Remove everything under a prefix."""

@@ -287,6 +287,7 @@ def _resumed(there: ActivationStore, wanted: str) -> StoreWriter:
             f"{there.uri!r} already holds another store (fingerprint {there.fingerprint}, not {wanted}); "
             "choose another place or remove it first."
         )
+    there.objects.sweep()
     return StoreWriter(there)
 
 

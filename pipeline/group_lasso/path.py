@@ -235,10 +235,11 @@ class TwoPassSolver:
                 scores = self._source.correlate(residuals) / self._source.n_samples
             with self._stage("repair", 0, len(pending)):
                 self._fetch_violators(current, pending, scores)
+            repaired = self._null
             for done, at in enumerate(pending):
                 with self._stage("repair", done, len(pending)):
-                    checked[at] = self._repair(current[at], np.ascontiguousarray(scores[:, done]))
-                current[at] = checked[at].point
+                    checked[at] = self._repair(current[at], np.ascontiguousarray(scores[:, done]), repaired)
+                repaired = current[at] = checked[at].point
             # What was not repaired was measured exactly: another scan would tell the same.
             pending = [at for at in pending if not checked[at].certified and checked[at].score_slack > 0]
             if self._source.passes >= _MOST_PASSES:
@@ -264,8 +265,8 @@ class TwoPassSolver:
         near = np.flatnonzero(outside & (upper > (1 - _NEAR) * point.penalty))
         return near[np.argsort(-upper[near], kind="stable")]
 
-    def _repair(self, start: Point, scores: Array) -> _Checked:
-        """Let violators into the solution; bound the scores of the rest by how far the residual has moved."""
+    def _repair(self, start: Point, scores: Array, neighbour: Point) -> _Checked:
+        """Let violators in; bound the scores of features not held by how far the residual moves since the scan."""
         point = start
         slack = np.zeros_like(scores)
         self._cache.require(point.support)
@@ -278,6 +279,10 @@ class TwoPassSolver:
             if len(suspects) and room == 0:
                 raise self._cache.too_small(len(point.support) + _LEAST_COLUMNS)
             self._cache.require(np.union1d(point.support, suspects[: min(room, self._fill)]))
+            # A repaired solution at a larger penalty may be a better place to start than one that lacks violators.
+            near = point is start and neighbour.objective(self._loss, point.penalty) < point.objective(self._loss)
+            if near and (self._cache.slots(neighbour.support) >= 0).all():
+                point = approach(self._cache, self._loss, neighbour, point.penalty, _WARM_ACCURACY)
             moved = minimise(self._cache, self._loss, point, self._accuracy)
             if moved is point:
                 break

@@ -178,7 +178,7 @@ class ColumnCache:
         )
         return InvalidInputError(message)
 
-    def above(self, residual: Array, threshold: float) -> Slots:
+    def above(self, residual: Array, threshold: float) -> tuple[Slots, Array]:
         """Return the held columns whose score at `residual` exceeds `threshold`, the highest first.
 
         Parameters
@@ -190,8 +190,10 @@ class ColumnCache:
 
         Returns
         -------
-        ndarray of shape (m,), int64
-            Slots; ties are in the order of the feature index.
+        slots : ndarray of shape (m,), int64
+            Ties are in the order of the feature index.
+        scores : ndarray of shape (m,), float64
+            ``‖X̃_jᵀR‖/n``, or slightly more.
         """
         if self._residual is not None:
             self._drift += spectral_norm(residual - self._residual)
@@ -212,7 +214,7 @@ class ColumnCache:
         self._drift_then[open_slots] = self._drift
         found, scores = open_slots[scores > threshold], scores[scores > threshold]
         order = np.lexsort((self._feature[found], -scores))
-        return found[order]
+        return found[order], scores[order]
 
     def correlate(self, slots: Slots, residual: Array) -> Array:
         """Return ``X̃ᵀR/n`` for the columns in `slots`.

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.group_lasso.certificate import Optimality, optimality
-from pipeline.group_lasso.kernels import descend
 from pipeline.group_lasso.losses import Array, Loss, residual
+from pipeline.group_lasso.model import minimise_model
 from pipeline.group_lasso.screening import ColumnCache, Slots
 
 _NEWTON_STEPS = 100
 _STALLED_STEPS = 15  # without halving the error: rounding is all that is left
-_SWEEPS = 300
-_SWEEPS_PER_MODEL = 2
-_TRAIL = 5
 _FORCING = 0.15  # how much more exact than the point the model is minimised
 _LEAST_GROWTH = 32
 
@@ -70,10 +66,23 @@ class Point:
     newton_steps: int = 0
     sweeps: int = 0
 
-    @property
-    def penalty_term(self) -> float:
-        """Return ``λ Σ_j ‖W_j‖₂``."""
-        return self.penalty * float(np.linalg.norm(self.coef, axis=1).sum())
+    def objective(self, loss: Loss, penalty: float | None = None) -> float:
+        """Return the objective, at this point's penalty or at another one.
+
+        Parameters
+        ----------
+        loss : Loss
+            The smooth part.
+        penalty : float, optional
+            The other λ.
+
+        Returns
+        -------
+        float
+            ``loss + λ Σ_j ‖W_j‖₂``.
+        """
+        length = float(np.linalg.norm(self.coef, axis=1).sum())
+        return loss.value(self.logits) + (self.penalty if penalty is None else penalty) * length
 
 
 def null_point(loss: Loss, penalty: float) -> Point:
@@ -123,7 +132,8 @@ def approach(cache: ColumnCache, loss: Loss, start: Point, penalty: float, accur
         A place to start `minimise` from.
     """
     working = cache.slots(start.support)
-    return _newton(cache, loss, _joined(cache, working, start, 2 * penalty - start.penalty), start, penalty, accuracy)
+    working, _ = _joined(cache, working, start, 2 * penalty - start.penalty)
+    return _newton(cache, loss, working, start, penalty, accuracy)
 
 
 def minimise(cache: ColumnCache, loss: Loss, start: Point, accuracy: Accuracy) -> Point:
@@ -148,17 +158,22 @@ def minimise(cache: ColumnCache, loss: Loss, start: Point, accuracy: Accuracy) -
     point = start
     working = cache.slots(start.support)
     while True:
-        joined = _joined(cache, working, point, point.penalty * (1 + allowed_excess(point, accuracy)))
+        limit = point.penalty * (1 + allowed_excess(point, accuracy))
+        joined, highest = _joined(cache, working, point, limit)
         if len(joined) == len(working) and point.accuracy == accuracy:
             return point
+        # While violators keep coming, a solution over the working set is only a step on the way to them.
+        enough = Accuracy(np.inf, _FORCING * (highest / point.penalty - 1)) if highest > limit else accuracy
         working = joined
-        point = _newton(cache, loss, working, point, point.penalty, accuracy)
+        point = _newton(cache, loss, working, point, point.penalty, enough if enough.kkt > accuracy.kkt else accuracy)
 
 
-def _joined(cache: ColumnCache, working: Slots, point: Point, threshold: float) -> Slots:
-    candidates = cache.above(point.residual, threshold)
-    fresh = candidates[~np.isin(candidates, working)]
-    return np.concatenate([working, fresh[: max(_LEAST_GROWTH, len(point.support))]])
+def _joined(cache: ColumnCache, working: Slots, point: Point, threshold: float) -> tuple[Slots, float]:
+    """Add the highest scores above the threshold to the working set; return it with the highest of those scores."""
+    candidates, scores = cache.above(point.residual, threshold)
+    fresh = ~np.isin(candidates, working)
+    most = max(_LEAST_GROWTH, len(point.support))
+    return np.concatenate([working, candidates[fresh][:most]]), float(scores[fresh].max(initial=0.0))
 
 
 def allowed_excess(point: Point, accuracy: Accuracy) -> float:
@@ -179,7 +194,7 @@ def allowed_excess(point: Point, accuracy: Accuracy) -> float:
     float
         The excess ε.
     """
-    term = point.penalty_term
+    term = point.penalty * float(np.linalg.norm(point.coef, axis=1).sum())
     return 0.5 * min(accuracy.kkt, accuracy.gap / term if term > 0 else np.inf)
 
 
@@ -236,7 +251,7 @@ def _newton(cache: ColumnCache, loss: Loss, working: Slots, start: Point, penalt
         forcing = _FORCING if state.kkt < previous / 2 else forcing / 10
         previous = state.kkt
         tolerance = max(forcing, 1e-6) * state.kkt * penalty
-        change, shift, spent = _model_step(cache, loss, working, coef, predictions, gradient, penalty, tolerance)
+        change, shift, spent = minimise_model(cache, loss, working, coef, predictions, gradient, penalty, tolerance)
         sweeps += spent
         movement = cache.combine(working, change) + shift
         length = _line_search(loss, logits, movement, coef, change, rest, penalty, state.objective)
@@ -250,80 +265,6 @@ def _newton(cache: ColumnCache, loss: Loss, working: Slots, start: Point, penalt
     support = cache.features(working[kept])
     steps, sweeps = start.newton_steps + step, start.sweeps + sweeps
     return Point(penalty, support, coef[kept], intercept, logits, rest, accuracy, steps, sweeps)
-
-
-def _model_step(
-    cache: ColumnCache,
-    loss: Loss,
-    working: Slots,
-    coef: Array,
-    predictions: Array,
-    gradient: Array,
-    penalty: float,
-    tolerance: float,
-) -> tuple[Array, Array, int]:
-    """Minimise the quadratic model roughly; return the change of coefficients and intercept, and the sweeps spent."""
-    n, n_outputs = predictions.shape
-    v = loss.weights[:, None]
-    if loss.softmax:
-        # Two bounds on the largest eigenvalue of Σ x² v (diag p − p pᵀ): drop p pᵀ, or Gershgorin's discs.
-        variance = np.hstack([v * predictions, 2 * v * predictions * (1 - predictions)])
-    else:
-        variance = np.hstack([v, v])
-    bounds = cache.weighted_squares(working, variance)
-    half = variance.shape[1] // 2
-    curvature = np.minimum(bounds[:, :half].max(axis=1), bounds[:, half:].max(axis=1)) * (1 + 1e-5)
-    flat = variance.mean(axis=0)
-    point = _Model(coef.copy(), np.zeros(n_outputs), np.zeros((n_outputs, n), dtype=np.float32))
-    fixed = np.ascontiguousarray(predictions.T, dtype=np.float32), (loss.weights / n).astype(np.float32), loss.softmax
-    bounds = curvature, float(min(flat[:half].max(), flat[half:].max()))
-    trail: list[_Model] = []
-    sweeps = 0
-    while sweeps < _SWEEPS:
-        spent, settled = descend(
-            cache.columns, working, *fixed, gradient, *point, *bounds, penalty, tolerance, _SWEEPS_PER_MODEL
-        )
-        sweeps += spent
-        if settled:
-            break
-        trail.append(_Model(*(part.copy() for part in point)))
-        if len(trail) == _TRAIL:
-            leap = _extrapolated(trail)
-            if _value(leap, cache, working, coef, gradient, penalty) < _value(
-                point, cache, working, coef, gradient, penalty
-            ):
-                point = leap
-            trail.clear()
-    return point.coef - coef, point.intercept, sweeps
-
-
-class _Model(NamedTuple):
-    """An iterate of the quadratic model: coefficients, change of intercept, and minus the change of the gradient."""
-
-    coef: Array
-    intercept: Array
-    residual: NDArray[np.float32]
-
-
-def _extrapolated(trail: list[_Model]) -> _Model:
-    """Combine iterates so that their differences cancel best (Anderson; Bertrand and Massias 2021, algorithm 2)."""
-    differences = np.array([(new.coef - old.coef).ravel() for old, new in pairwise(trail)])
-    gram = differences @ differences.T
-    gram[np.diag_indices_from(gram)] += 1e-10 * np.trace(gram)
-    mix = np.linalg.solve(gram, np.ones(len(gram)))
-    mix /= mix.sum()
-    coef, intercept, change = (
-        sum(share * part for share, part in zip(mix, parts, strict=True)) for parts in zip(*trail[1:], strict=True)
-    )
-    return _Model(coef, intercept, change.astype(np.float32))
-
-
-def _value(point: _Model, cache: ColumnCache, working: Slots, start: Array, gradient: Array, penalty: float) -> float:
-    """Return the objective of the quadratic model, up to a constant."""
-    moved = point.coef - start
-    curved = cache.correlate(working, point.residual.T * np.float64(point.residual.shape[1]))
-    smooth = (gradient * moved).sum() + ((curved * moved).sum() + point.residual.sum(axis=1) @ point.intercept) / 2
-    return float(penalty * np.linalg.norm(point.coef, axis=1).sum() - smooth)
 
 
 def _line_search(

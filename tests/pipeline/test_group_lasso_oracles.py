@@ -25,7 +25,7 @@ def proximal_gradient(X: Array, Y: Array, penalty: float, steps: int) -> tuple[A
     n = len(X)
     means = X.mean(axis=0)
     Xc = X - means
-    step = n / (0.5 * max(np.linalg.norm(Xc, 2) ** 2, n))
+    step = n / (0.5 * max(float(np.linalg.norm(Xc, 2)) ** 2, n))
     W, b = np.zeros((X.shape[1], Y.shape[1])), np.zeros(Y.shape[1])
     V, a, momentum = W, b, 1.0
     for _ in range(steps):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from samples import CLASSES, LAYERS, SPLITS, synthetic, write_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import CLASSES, LAYERS, SPLITS, synthetic, write_all
 
 from store import ActivationStore, create_store, open_store
 from store.errors import (
@@ -244,3 +246,13 @@ def test_stores_in_memory_behave_like_local_ones(values) -> None:
     wanted = [5, P - 1, 6, 7, 5, -1, 60]
     np.testing.assert_array_equal(opened.columns("train", wanted), values["train"][:, wanted])
     np.testing.assert_array_equal(opened.dask("train", "stem").compute().T, values["train"][:, :7])
+
+
+def test_what_a_killed_writer_left_is_swept_when_it_is_old(tmp_path: Path) -> None:
+    writer = create_store(tmp_path / "s.zarr", {"a": 3}, {"train": 2})
+    left = tmp_path / "s.zarr/.unfinished"
+    for name, age in (("old", 7200), ("young", 60)):
+        (left / name).write_text("half a chunk")
+        os.utime(left / name, (time.time() - age,) * 2)
+    create_store(writer.uri, {"a": 3}, {"train": 2})
+    assert [p.name for p in left.iterdir()] == ["young"]

@@ -42,7 +42,7 @@ def test_the_first_of_several_writers_wins(store) -> None:
 
 
 def test_a_unique_beginning_of_a_digest_is_enough_and_an_unknown_one_is_explained(store) -> None:
-    with pytest.raises(StoreNotFoundError, match="selection 'abc' does not exist.*no selections yet"):
+    with pytest.raises(StoreNotFoundError, match=r"selection 'abc' does not exist.*no selections yet"):
         read_result(store, "selections", "abc")
     written = write_result(store, "heads", {"a": 1}, {}, {})
     assert read_result(store, "heads", written.digest[:6]).digest == written.digest

@@ -1,0 +1,201 @@
+"""The command line from the outside: results on standard output, one sentence and exit code 2 for mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+
+RUNNER = CliRunner()
+EXTRACT = ["extract", "--backbone", "test_resnet", "--weights", "random:0", "--data", "digits", "--image-size", "32"]
+
+
+def run(*arguments: str, code: int = 0) -> tuple[str, str]:
+    """Run a command in this process; returns standard output and standard error."""
+    result = RUNNER.invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory) -> str:
+    out, err = run(*EXTRACT, "--root", str(tmp_path_factory.mktemp("root")))
+    assert "extracted 1,797 samples" in err
+    return out.strip()
+
+
+def test_stages_run_one_after_the_other_from_the_command_line(extracted) -> None:
+    selected = json.loads(run("select", extracted, "--fraction", "0.05", "--json")[0])
+    assert selected["certificate"]["certified"] is True
+    assert selected["certificate"]["kkt_violation"] <= 1e-3
+    head = json.loads(run("refit", extracted, "--selection", selected["selection"][:6], "--json")[0])
+    linear = json.loads(run("refit", extracted, "--linear", "--json")[0])
+    assert head["accuracy"]["test"] > linear["accuracy"]["test"]
+    shown = json.loads(run("show", extracted, "--json")[0])
+    assert shown["state"] == "complete"
+    assert {h["digest"] for h in shown["heads"]} == {head["head"], linear["head"]}
+    listed = json.loads(run("list", str(Path(extracted).parent), "--json")[0])
+    assert [row["uri"] for row in listed] == [extracted]
+    assert "complete and undamaged" in run("verify", extracted)[1]
+
+
+def test_tables_for_people(extracted) -> None:
+    run("select", extracted, "--keep", "7")
+    assert "layer2.0.act1" in run("show", extracted)[0]
+    assert "test_resnet" in run("list", str(Path(extracted).parent))[0]
+    out, _ = run("taps", "test_resnet", "--target-size", "512")
+    assert "layer4.0.act2" in out
+    assert "7,768" in out
+
+
+def test_taps_as_json_add_up() -> None:
+    found = json.loads(run("taps", "test_vit", "--json")[0])
+    assert found["features"] == sum(layer["features"] for layer in found["layers"])
+
+
+def damaged(uri: str, copy: Path, what: str) -> str:
+    """Return a copy of a store with one fault."""
+    import shutil
+
+    shutil.copytree(uri, copy)
+    if what == "incomplete":
+        (copy / "blocks/test/000000.json").unlink()
+    elif what == "damaged":
+        chunk = copy / "train/layers/logits/c/0/0"
+        chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
+        raw = bytearray(chunk.read_bytes())
+        raw[0] ^= 1
+        chunk.write_bytes(raw)
+    else:
+        document = json.loads((copy / "zarr.json").read_text())
+        document["attributes"]["format_version"] = 99
+        (copy / "zarr.json").write_text(json.dumps(document))
+    return str(copy)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("incomplete", "is incomplete, blocks missing in test: 0 of 1"),
+        ("damaged", "is damaged: chunk 'train/layers/logits/c/0/0'"),
+        ("version", "has format version 99"),
+    ],
+)
+def test_stores_that_cannot_be_used_are_explained(extracted, tmp_path, fault, message) -> None:
+    uri = damaged(extracted, tmp_path / "copy.zarr", fault)
+    _, err = run("select", uri, "--penalty-ratio", "0.37", code=2)
+    assert err.startswith("error: ") or "\nerror: " in err
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "resnet5O", "--data", "digits"], "did you mean 'resnet5"),
+        (["--backbone", "test_resnet", "--data", "digits", "--taps", "blocks.*"], "blocks.*"),
+        (["--backbone", "test_resnet", "--data", "no/such/folder"], "no/such/folder"),
+        (["--backbone", "test_resnet", "--data", "EMPTY"], "EMPTY"),
+        (["--backbone", "test_resnet", "--data", "digits", "--weights", "missing.pth"], "missing.pth"),
+        (["--backbone", "test_resnet", "--data", "digits", "--weights", "random:x"], "random:0"),
+        (["--backbone", "test_resnet", "--data", "digits", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_explained(tmp_path, monkeypatch, arguments, message) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    monkeypatch.chdir(tmp_path)
+    weights = [] if "--weights" in arguments else ["--weights", "random:0"]
+    _, err = run("extract", "--root", "root", "--image-size", "32", *weights, *arguments, code=2)
+    assert message in err
+    assert err.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_root_without_permission_is_refused(tmp_path) -> None:
+    tmp_path.chmod(0o500)
+    assert "choose a root that is writable" in run(*EXTRACT, "--root", str(tmp_path / "r"), code=2)[1]
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "it is a file" in run(*EXTRACT, "--root", str(tmp_path / "file"), code=2)[1]
+
+
+@pytest.mark.parametrize("fraction", ["0", "1.5", "-0.1", "nan"])
+def test_a_fraction_outside_its_range_is_refused_by_value(extracted, fraction) -> None:
+    _, err = run("select", extracted, "--fraction", fraction, code=2)
+    assert "fraction is" in err
+    assert "should be" in err
+
+
+def test_unknown_selection_and_contradicting_options_are_explained(extracted) -> None:
+    assert "does not exist" in run("refit", extracted, "--selection", "zzz", code=2)[1]
+    assert "either --selection ID or --linear" in run("refit", extracted, code=2)[1]
+    assert "no activation store" in run("show", "nowhere", code=2)[1]
+    assert "does not exist or is empty" in run("list", "nowhere", code=2)[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extraction: {backbone: test_resnet, data: digits}\nselection: {fraction: 2}", "selection.fraction is 2"),
+        ("root: here", "extraction is missing"),
+        ("extraction: {backbone: test_resnet, data: digits, size: 3}", "extraction.size is not a known parameter"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_configuration_that_is_not_valid_is_explained_without_starting_prefect(tmp_path, text, message) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    _, err = run("run", str(tmp_path / "c.yaml"), code=2)
+    assert message in err
+    assert "Prefect" not in err
+
+
+def test_verify_names_damage_and_fails(extracted, tmp_path) -> None:
+    out, err = run("verify", damaged(extracted, tmp_path / "copy.zarr", "damaged"), code=2)
+    assert "train/layers/logits/c/0/0" in out
+    assert "1 problem found" in err
+
+
+def test_help_names_every_command_and_starts_neither_torch_nor_prefect() -> None:
+    code = """
+import sys
+sys.argv = ["head2toe", "--help"]
+from flows.cli import app
+try:
+    app()
+except SystemExit:
+    sys.exit(bool({"torch", "prefect"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("demo", "run", "taps", "extract", "select", "refit", "list", "show", "verify"):
+        assert f"\n  {command} " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_mid_extraction_keeps_what_is_committed_and_says_how_to_resume(tmp_path, number) -> None:
+    command = [sys.executable, "-c", "from flows.cli import main; main()", *EXTRACT]
+    command += ["--root", str(tmp_path), "--block-size", "100", "--batch-size", "10"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (records := list(tmp_path.glob("*.zarr/blocks/*/*.json"))):
+        assert child.poll() is None, "the extraction ended before it could be stopped"
+    child.send_signal(number)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 2
+    assert "run the same command again to resume" in err
+    assert "Traceback" not in err
+    kept = {path: path.read_bytes() for path in records}
+    _, err = run(*EXTRACT, "--root", str(tmp_path))
+    assert "were in the store already" in err
+    assert all(path.read_bytes() == raw for path, raw in kept.items())

@@ -103,6 +103,7 @@ class ActivationStore:
         self.dtype = np.dtype(self.spec.dtype).newbyteorder("<")
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.created: str = attributes["created"]
+        self.documents: dict[str, str] = attributes["documents"]
         self.reads = ReadCounter()
         self._records: dict[tuple[str, int], BlockRecord] = {}
 
@@ -152,11 +153,12 @@ class ActivationStore:
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """Return class indices, shape (sample,)."""
-        return hierarchy.read_array(self.objects, f"{self.split(split).name}/labels").astype(np.int64, copy=False)
+        labels = hierarchy.read_array(self.objects, f"{self.split(split).name}/labels", self.documents)
+        return labels.astype(np.int64, copy=False)
 
     def ids(self, split: str) -> list[str]:
         """Return the samples' names, in order."""
-        return [str(v) for v in hierarchy.read_array(self.objects, f"{self.split(split).name}/ids")]
+        return [str(v) for v in hierarchy.read_array(self.objects, f"{self.split(split).name}/ids", self.documents)]
 
     def missing(self, split: str | None = None) -> dict[str, list[int]]:
         """Return the blocks never committed, by split; splits that are complete are left out."""
@@ -446,7 +448,7 @@ holds.
     """
     objects = open_objects(uri, **options)
     try:
-        attributes = hierarchy.read_attributes(objects)
+        attributes = hierarchy.read_attributes(objects, verify=False)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise StoreNotFoundError(
             f"no activation store at {objects.uri!r}; `head2toe list ROOT` shows what a root holds."
@@ -460,6 +462,7 @@ holds.
             f"store {objects.uri!r} has format version {attributes.get('format_version')!r}; this release reads "
             f"version {FORMAT_VERSION}: use the release that wrote it, or extract again."
         )
+    hierarchy.read_attributes(objects)
     try:
         opened = ActivationStore(objects, attributes)
         whole = fingerprint(opened.spec) == opened.fingerprint

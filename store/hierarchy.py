@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from zarr.storage import MemoryStore
 
 from store.errors import DamagedStoreError
 from store.objects import Objects
+from store.spec import DIGEST_LENGTH, canonical_json, digest
 
 METADATA = "zarr.json"
 
@@ -73,7 +75,8 @@ def documents(nodes: Mapping[str, Node], attributes: Mapping[str, Any]) -> dict[
     -------
     dict of str to bytes
         Writing them in order publishes the group only once all of it is there. Metadata is consolidated, so that
-        a reader opens the whole hierarchy with one request.
+        a reader opens the whole hierarchy with one request. The group's attribute ``documents`` holds a digest of
+        every other object, ``metadata_digest`` one of its own document without that attribute.
     """
     held: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(held), attributes=dict(attributes))
@@ -107,58 +110,107 @@ def documents(nodes: Mapping[str, Node], attributes: Mapping[str, Any]) -> dict[
     everything = {key: value.to_bytes() for key, value in held.items()}
     own = json.loads(everything.pop(METADATA))
     members = {k.removesuffix(f"/{METADATA}"): json.loads(v) for k, v in everything.items() if k.endswith(METADATA)}
+    own["attributes"]["documents"] = {key: _sha256(value) for key, value in sorted(everything.items())}
     # Consolidated metadata as zarr-python writes it, without the warning it gives for every store.
     own["consolidated_metadata"] = {
         "kind": "inline",
         "must_understand": False,
         "metadata": dict(sorted(members.items())),
     }
-    everything[METADATA] = json.dumps(own, indent=1).encode()
+    own["attributes"]["metadata_digest"] = digest(own)
+    everything[METADATA] = canonical_json(own).encode()
     return everything
 
 
-def read_attributes(objects: Objects, path: str = "") -> dict[str, Any]:
+def read_attributes(objects: Objects, path: str = "", *, verify: bool = True) -> dict[str, Any]:
     """Return a group's attributes.
+
+    Parameters
+    ----------
+    objects : Objects
+        Where the group is.
+    path : str
+        Path of the group.
+    verify : bool
+        Whether its metadata must be, byte for byte, what `documents` made.
 
     Raises
     ------
     FileNotFoundError
         If there is no such group.
     DamagedStoreError
-        If its metadata cannot be parsed.
+        If its metadata is not what was written.
     """
     raw = objects.read(f"{path}/{METADATA}".lstrip("/"))
+    attributes: dict[str, Any] = {}
     try:
-        attributes: dict[str, Any] = json.loads(raw)["attributes"]
-    except (ValueError, KeyError, TypeError) as error:
+        document = json.loads(raw)
+        attributes = document["attributes"]
+        if verify:
+            whole = raw == canonical_json(document).encode()
+            rest = {**document, "attributes": {k: v for k, v in attributes.items() if k != "metadata_digest"}}
+            whole = whole and attributes["metadata_digest"] == digest(rest)
+        else:
+            whole = isinstance(attributes, dict)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
         raise DamagedStoreError(
-            f"the metadata of {objects.uri!r} ({path or 'root'}) is damaged and cannot be read; "
-            "restore it from a copy, or remove the store and extract again."
-        ) from error
+            f"the metadata of {objects.uri!r} ({path or 'root'}) is damaged: it is not what was written; "
+            "restore it from a copy, or remove it and compute it again."
+        )
     return attributes
 
 
-def read_array(objects: Objects, path: str) -> NDArray[Any]:
+def read_array(objects: Objects, path: str, known: Mapping[str, str], group: str = "") -> NDArray[Any]:
     """Return a whole small array that `documents` wrote.
+
+    Parameters
+    ----------
+    objects : Objects
+        Where the group is.
+    path : str
+        Path of the array inside its group.
+    known : mapping of str to str
+        The group's attribute ``documents``.
+    group : str
+        Path of the group.
 
     Raises
     ------
     DamagedStoreError
-        If it is absent or its checksum does not hold.
+        If it is absent or not, byte for byte, what was written.
     """
     held = {}
     prototype = default_buffer_prototype()
     try:
-        held[METADATA] = objects.read(f"{path}/{METADATA}")
-        ndim = len(json.loads(held[METADATA])["shape"])
-        chunk = "/".join(["c", *["0"] * ndim])
-        held[chunk] = objects.read(f"{path}/{chunk}")
+        for key in (k for k in known if k.startswith(f"{path}/")):
+            held[key.removeprefix(f"{path}/")] = raw = objects.read(f"{group}/{key}".lstrip("/"))
+            if _sha256(raw) != known[key]:
+                raise ValueError(f"{key!r} is not what was written")
         buffers = {key: prototype.buffer.from_bytes(value) for key, value in held.items()}
         array = zarr.open_array(MemoryStore(buffers), mode="r")
         values = np.asarray(array[...])
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DamagedStoreError(
-            f"array {path!r} of {objects.uri!r} is missing or damaged ({error}); "
-            "restore it from a copy, or remove the store and extract again."
+            f"array {f'{group}/{path}'.lstrip('/')!r} of {objects.uri!r} is missing or damaged ({error}); "
+            "restore it from a copy, or remove it and compute it again."
         ) from error
     return values
+
+
+def check_documents(objects: Objects, known: Mapping[str, str], group: str = "") -> list[str]:
+    """Return the keys among a group's ``documents`` whose objects are missing or not what was written."""
+    wrong = []
+    for key, expected in known.items():
+        try:
+            raw = objects.read(f"{group}/{key}".lstrip("/"))
+        except FileNotFoundError:
+            raw = b""
+        if _sha256(raw) != expected:
+            wrong.append(key)
+    return wrong
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:DIGEST_LENGTH]

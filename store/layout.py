@@ -16,8 +16,12 @@ CHUNK_BYTES = 16 * 2**20
 """Upper bound of a chunk's size: large enough to read at full speed, small enough for a task."""
 BLOCK_BYTES = 256 * 2**20
 """What one block may hold over all layers, since a writer keeps about two of them in memory."""
-MIN_BLOCK, MAX_BLOCK = 128, 1024
+MIN_BLOCK, MAX_BLOCK = 128, 8192
+FEW_BLOCKS = 16
+"""A split is cut into about as many blocks before they grow past `SMALL_BLOCK`, so that a stop loses little."""
+SMALL_BLOCK = 1024
 CRC_BYTES = 4
+RESERVED = frozenset({"blocks", "results", "claims"})
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 
 
@@ -110,8 +114,9 @@ def plan_layers(
 ) -> tuple[tuple[Layer, ...], tuple[Split, ...]]:
     """Choose blocks and chunks.
 
-    Blocks of all splits are of about the same size, bounded by what a writer can hold; within a split they are made
-    equal, since Zarr pads the last one to full size on disk.
+    Blocks of all splits are of about the same size, bounded by what a writer can hold; narrow layers get long blocks,
+    so that they do not become thousands of tiny files. Within a split blocks are made equal, since Zarr pads the last
+    one to full size on disk.
 
     Parameters
     ----------
@@ -133,7 +138,7 @@ def plan_layers(
         if not sizes:
             raise InvalidInputError(f"a store needs at least one {kind}.")
         for name, size in sizes.items():
-            if not _NAME.fullmatch(name) or name in {"blocks", "results"} or len(name) > 200:
+            if not _NAME.fullmatch(name) or name in RESERVED or len(name) > 200:
                 raise InvalidInputError(
                     f"{kind} name {name!r} cannot be used; letters, digits and '_.@-' are allowed, "
                     "up to 200 of them, starting with a letter, digit or '_'."
@@ -141,8 +146,9 @@ def plan_layers(
             if size < 1:
                 raise InvalidInputError(f"{kind} {name!r} has size {size}; at least 1 is needed.")
     if block_samples is None:
-        fitting = BLOCK_BYTES // (itemsize * sum(layers.values()))
-        block_samples = min(max(1 << max(fitting, 1).bit_length() - 1, MIN_BLOCK), MAX_BLOCK)
+        fitting = max(BLOCK_BYTES // (itemsize * sum(layers.values())), 1)
+        wanted = max(SMALL_BLOCK, max(splits.values()) // FEW_BLOCKS)
+        block_samples = min(max(1 << fitting.bit_length() - 1, MIN_BLOCK), MAX_BLOCK, wanted)
     if block_samples < 1:
         raise InvalidInputError(f"block size {block_samples} is not positive; give a number of samples ≥ 1.")
     planned_splits = tuple(Split(name, n, -(-n // -(-n // min(block_samples, n)))) for name, n in splits.items())

@@ -143,9 +143,9 @@ def read_result(store: ActivationStore, kind: Kind, name: str) -> Result:
         raise StoreNotFoundError(f"{kind.removesuffix('s')} {name!r} {how} in store {store.uri!r}; {hint}")
     path = f"results/{kind}/{matching[0]}"
     attributes = hierarchy.read_attributes(store.objects, path)
+    known = attributes["documents"]
     arrays = {
-        key: np.asarray(hierarchy.read_array(store.objects, f"{path}/{key}"))
-        for key in store.objects.names(path)
-        if key != METADATA
+        key: np.asarray(hierarchy.read_array(store.objects, key, known, path))
+        for key in sorted({document.split("/")[0] for document in known})
     }
     return Result(kind, attributes["digest"], attributes["inputs"], arrays, attributes["facts"])

@@ -23,6 +23,6 @@ COPY --chown=head2toe:head2toe configs/ configs/
 COPY --chown=head2toe:head2toe notebooks/ notebooks/
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 USER head2toe
-# Made here so that a named volume mounted over it belongs to the user.
-RUN mkdir demo
+# Made here so that named volumes mounted over them belong to the user.
+RUN mkdir demo work
 CMD ["head2toe", "--help"]

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pipeline.pooling import ClsToken
 from pipeline.presets import PRE_LOGITS
 from pipeline.taps import Capture, PlannedLayer, plan_layers, resolve_taps
 from store.activations import ActivationStore, open_store
+from store.claims import Block, Claims
 from store.errors import InterruptedExtractionError, InvalidInputError, StoreNotFoundError
 from store.objects import LocalObjects, join, open_objects
 from store.records import BlockRecord
@@ -31,6 +33,8 @@ from store.spec import DataSpec, DTypeName, ExtractionSpec, Frozen, Manifest, Po
 from store.writer import StoreWriter, create_store
 
 DEFAULT_BATCH_SIZE = 64
+POLL_SECONDS = 0.5
+"""How often to look again when every missing block is being written by others."""
 
 
 class ExtractionParameters(Frozen):
@@ -164,9 +168,7 @@ def plan_extraction(parameters: ExtractionParameters, root: str, progress: Progr
     """
     data = load_data(parameters.data)
     size = parameters.image_size
-    backbone = load_backbone(
-        parameters.backbone, parameters.weights, input_size=size
-    )
+    backbone = load_backbone(parameters.backbone, parameters.weights, input_size=size)
     taps = resolve_taps(backbone.model, parameters.taps, parameters.exclude)
     pooling = PoolingSpec(target_sizes=parameters.target_sizes, cls_token=parameters.cls_token)
     layers = plan_layers(backbone.model, taps, pooling, backbone.preprocessing.input_size)
@@ -218,36 +220,38 @@ def extract(parameters: ExtractionParameters, root: str, progress: Progress | No
     plan = plan_extraction(parameters, root, progress)
     writer = _writer(plan, parameters)
     store = writer.store
-    missing = writer.missing()
-    todo = [(split, block) for split, blocks in missing.items() for block in blocks]
-    samples = {(s.name, b): s.block_range(b) for s in store.splits.values() for b in range(s.n_blocks)}
-    extracted = sum(samples[key][1] - samples[key][0] for key in todo)
-    total = sum(s.n_samples for s in store.splits.values())
-    saved = sum(
-        sum(store.record(*key).seconds.get(what, 0.0) for what in ("read", "forward"))
-        for key in samples.keys() - set(todo)
-    )
-    done = 0
+    todo = [(split, block) for split, blocks in writer.missing().items() for block in blocks]
+    blocks = [(s.name, block) for s in store.splits.values() for block in range(s.n_blocks)]
+    there = set(blocks) - set(todo)
+    saved = sum(sum(store.record(*b).seconds.get(what, 0.0) for what in ("read", "forward")) for b in there)
+    sizes = {(split, block): _size(store, split, block) for split, block in blocks}
+    done = extracted = 0
     if todo:
         try:
-            for record in _write_blocks(plan, writer, todo, _device(parameters.device)):
-                done += record.stop - record.start
+            for block, record in _write_blocks(plan, writer, todo, _device(parameters.device)):
+                done += sizes[block]
+                extracted += sizes[block] if record is not None else 0
                 if progress:
-                    progress("extracting images", done, extracted)
+                    progress("extracting images", done, sum(sizes[b] for b in todo))
         except KeyboardInterrupt:
             left = sum(len(b) for b in writer.missing().values())
             raise InterruptedExtractionError(
-                f"extraction stopped; {len(samples) - left} of {len(samples)} blocks are committed in {plan.uri!r} "
+                f"extraction stopped; {len(blocks) - left} of {len(blocks)} blocks are committed in {plan.uri!r} "
                 "and stay: run the same command again to resume."
             ) from None
     return Extraction(
         uri=plan.uri,
         fingerprint=store.fingerprint,
         extracted=extracted,
-        reused=total - extracted,
+        reused=sum(sizes.values()) - extracted,
         seconds=time.perf_counter() - start,
         seconds_saved=saved,
     )
+
+
+def _size(store: ActivationStore, split: str, block: int) -> int:
+    start, stop = store.splits[split].block_range(block)
+    return stop - start
 
 
 def embedding_layer(store: ActivationStore) -> str:
@@ -315,26 +319,64 @@ def _check_space(plan: Plan) -> None:
 
 
 def _write_blocks(
-    plan: Plan, writer: StoreWriter, todo: list[tuple[str, int]], device: torch.device
-) -> Iterator[BlockRecord]:
-    """Yield each block's record after it is committed; one block is written while the next is computed."""
-    batch_size = int(writer.store.provenance["batch_size"])
+    plan: Plan, writer: StoreWriter, todo: list[Block], device: torch.device
+) -> Iterator[tuple[Block, BlockRecord | None]]:
+    """Yield each missing block once it is committed, with its record, or None if another writer committed it.
+
+    One block is written while the next is computed. Blocks that another writer has claimed are left to it; whatever
+    it gives up is taken over.
+    """
+    store = writer.store
+    batch_size = int(store.provenance["batch_size"])
     model = plan.backbone.model.to(device)
-    pending: Future[BlockRecord] | None = None
+    waiting, refused = deque(todo), 0
+    pending: tuple[Block, Future[BlockRecord | None]] | None = None
     with (
+        Claims(store.objects) as claims,
         ThreadPoolExecutor(1, "writer") as writing,
         ThreadPoolExecutor(max(2, os.cpu_count() or 1), "reader") as reading,
         Capture(model, plan.layers) as capture,
     ):
-        for split, block in todo:
-            values, seconds = _compute_block(
-                plan, writer.store, capture, split, block, batch_size=batch_size, device=device, reading=reading
-            )
+        while waiting or pending:
+            new: tuple[Block, Future[BlockRecord | None]] | None = None
+            if waiting:
+                split, block = waiting.popleft()
+                if store.is_committed(split, block):
+                    yield (split, block), None
+                    continue
+                if claims.take(split, block):
+                    refused = 0
+                    values, seconds = _compute_block(
+                        plan, store, capture, split, block, batch_size=batch_size, device=device, reading=reading
+                    )
+                    new = (split, block), writing.submit(_commit, writer, claims, split, block, values, seconds)
+                else:
+                    waiting.append((split, block))
+                    refused += 1
             if pending is not None:
-                yield pending.result()
-            pending = writing.submit(writer.write_block, split, block, values, seconds)
-        if pending is not None:
-            yield pending.result()
+                written, future = pending
+                record = future.result()
+                if record is None:
+                    waiting.append(written)
+                else:
+                    yield written, record
+            pending = new
+            if pending is None and refused >= len(waiting) > 0:
+                time.sleep(POLL_SECONDS)
+
+
+def _commit(
+    writer: StoreWriter,
+    claims: Claims,
+    split: str,
+    block: int,
+    values: dict[str, NDArray[Any]],
+    seconds: dict[str, float],
+) -> BlockRecord | None:
+    try:
+        return writer.write_block(split, block, values, seconds) if claims.holds(split, block) else None
+    finally:
+        claims.release(split, block)
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from pipeline.images import SUFFIXES
 from store.errors import InvalidInputError
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = ("train", "val", "test")
 VTAB_LISTS = {"train": "train800val200.txt", "val": "val200.txt", "test": "test.txt"}
 TEST_SHARE = 0.2
 
@@ -149,7 +150,7 @@ def _from_split_folders(splits: dict[str, Path]) -> Listing:
         unknown = [name for name in _subfolders(folder) if name not in class_names]
         if unknown:
             raise InvalidInputError(f"class {unknown[0]!r} of {str(folder)!r} has no folder of that name in 'train'.")
-    listing = Listing(class_names, {split: _entries(folder, class_names) for split, folder in sorted(splits.items())})
+    listing = Listing(class_names, {split: _entries(splits[split], class_names) for split in SPLITS if split in splits})
     for split, entries in listing.splits.items():
         if not entries:
             raise InvalidInputError(f"data folder {str(splits[split])!r} has no class folders.")

@@ -19,13 +19,11 @@ class Layouts:
 
     Parameters
     ----------
-    model : Module
-        The network.
     calls : tuple of Call
-        Its trace.
+        The trace.
     """
 
-    def __init__(self, model: nn.Module, calls: tuple[Call, ...]) -> None:
+    def __init__(self, calls: tuple[Call, ...]) -> None:
         image = calls[0].input
         self._image_shape = image.shape if image is not None else (3, 1, 1)
         self._evidence: dict[tuple[Hashable, tuple[int, ...]], Layout] = {}
@@ -37,7 +35,7 @@ class Layouts:
                     self._evidence.setdefault((value.key, value.shape), layout)
                     if len(value.shape) == 3:
                         self._maps.append((when, layout))
-        self._n_prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
+        self._n_prefix = int(getattr(calls[0].module, "num_prefix_tokens", 0) or 0)
         self._n_patches = self._count_patches(calls)
 
     def layout(self, value: Value, when: int, name: str) -> Layout:

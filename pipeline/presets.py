@@ -49,19 +49,19 @@ class Anatomy:
 
     Parameters
     ----------
-    model : Module
-        The network.
     calls : tuple of Call
-        Its trace.
+        The trace.
 
     Attributes
     ----------
+    model : Module
+        The network, without weights.
     units : list of (str, Call)
         Kind and call of every unit, in order. An attention or MLP is one unit, whatever it is made of.
     """
 
-    def __init__(self, model: nn.Module, calls: tuple[Call, ...]) -> None:
-        self.model = model
+    def __init__(self, calls: tuple[Call, ...]) -> None:
+        self.model = calls[0].module
         self.calls = calls
         self.units = list(self._units())
         self._weighted = [unit.started for kind, unit in self.units if kind != "pool"]

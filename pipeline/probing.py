@@ -7,6 +7,7 @@ pretrained weights and one without any are all given the same taps.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from store.errors import InvalidInputError
@@ -77,7 +77,7 @@ class Call:
     name : str
         Dotted module name; empty for the whole model.
     module : Module
-        The module that ran.
+        The module that ran; it belongs to a copy of the model without weights.
     started, finished : int
         Position in the common order of starts and ends of all calls.
     input, output : Value or None
@@ -132,7 +132,8 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> t
     """
     size = input_size or native_input_size(model)
     # Two batch sizes tell the batch dimension from one that is a multiple of it by chance.
-    two, three = _record(model, size, batch_size=2), _record(model, size, batch_size=3)
+    weightless = _weightless(model)
+    two, three = _record(weightless, size, batch_size=2), _record(weightless, size, batch_size=3)
     if len(two) != len(three):
         raise InvalidInputError(
             f"{type(model).__name__} runs other modules on 2 images than on 3; it cannot be tapped."
@@ -150,17 +151,23 @@ def _with_rows(two: Value | None, three: Value | None) -> Value | None:
     return replace(two, rows_per_image=two.rows // 2 if grows else 0)
 
 
+def _weightless(model: nn.Module) -> nn.Module:
+    """Return a copy on the meta device, in evaluation mode: nothing a forward pass caches can reach the original."""
+    copies: dict[int, Any] = {}
+    for parameter in model.parameters():
+        copies[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for buffer in model.buffers():
+        copies[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(model, copies).eval()
+
+
 def _record(model: nn.Module, size: tuple[int, int, int], batch_size: int) -> list[Call]:
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     recorder = _Recorder()
     handles = recorder.attach(model)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         with torch.no_grad(), torch.device("meta"):
-            batch = torch.empty(batch_size, *size, dtype=dtype)
-            functional_call(model, {name: t.to("meta") for name, t in tensors.items()}, (batch,))
+            model(torch.empty(batch_size, *size, dtype=dtype))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         message = (
@@ -171,8 +178,6 @@ def _record(model: nn.Module, size: tuple[int, int, int], batch_size: int) -> li
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     return sorted(recorder.calls, key=lambda call: call.started)
 
 

@@ -74,6 +74,6 @@ def _svg(axes: Axes) -> Markup:
     assert figure is not None
     # A fixed salt makes element ids, and so the page, the same from run to run.
     with mpl.rc_context({"svg.hashsalt": "head2toe", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     return Markup(text[text.index("<svg") :])

@@ -47,7 +47,7 @@ def resolve_taps(
     InvalidInputError
         If a pattern matches nothing, or a named module cannot be captured.
     """
-    places = Places(Anatomy(model, trace(model)))
+    places = Places(Anatomy(trace(model)))
     chosen: dict[Hashable, Place] = {}
     # Where two hold the same tensor, names win over patterns and patterns over presets, but later stages look for
     # the embedding and the logits under their own names.
@@ -129,7 +129,7 @@ def plan_layers(
         If the model does not take images of this size, or a tap is not in it or cannot be pooled.
     """
     calls = trace(model, input_size)
-    places, layouts = Places(Anatomy(model, calls)), Layouts(model, calls)
+    places, layouts = Places(Anatomy(calls)), Layouts(calls)
     layers = []
     for tap in taps:
         call = places.single_call(tap.module)

@@ -170,6 +170,10 @@ class ActivationStore:
                 found[s.name] = absent
         return found
 
+    def is_committed(self, split: str, block: int) -> bool:
+        """Return whether a block is committed at this moment."""
+        return self.objects.exists(layout.record_key(split, block))
+
     def record(self, split: str, block: int) -> BlockRecord:
         """Return a block's commit record, read once.
 

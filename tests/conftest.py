@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Small products gain nothing from several threads, which on a busy machine wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import numpy as np

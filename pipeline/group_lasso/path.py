@@ -107,6 +107,7 @@ class TwoPassSolver:
         progress: Progress | None = None,
     ) -> None:
         self._source = source
+        self._before = source.passes, source.bytes_read
         self._loss = loss
         self._progress = progress or (lambda stage, done, total: None)
         self._seconds: dict[str, float] = defaultdict(float)
@@ -242,7 +243,7 @@ class TwoPassSolver:
                 repaired = current[at] = checked[at].point
             # What was not repaired was measured exactly: another scan would tell the same.
             pending = [at for at in pending if not checked[at].certified and checked[at].score_slack > 0]
-            if self._source.passes >= _MOST_PASSES:
+            if self._passes >= _MOST_PASSES:
                 break
         return [checked[at] for at in range(len(points))]
 
@@ -299,7 +300,7 @@ class TwoPassSolver:
         state = measure(self._cache, self._loss, point, float((scores + slack).max()))
         certified = state.gap <= self._accuracy.gap and state.kkt <= self._accuracy.kkt
         if not certified:
-            note = f"Not certified after {self._source.passes} passes: the tolerances are not met over all features."
+            note = f"Not certified after {self._passes} passes: the tolerances are not met over all features."
         relevance = np.minimum(scores / point.penalty - 1, 0.0)
         relevance[point.support] = np.linalg.norm(point.coef, axis=1)
         means = self._cache.means(self._cache.slots(point.support))
@@ -322,8 +323,8 @@ class TwoPassSolver:
             support_size=len(point.support),
             n_features=self._source.n_features,
             n_samples=self._source.n_samples,
-            passes=self._source.passes,
-            bytes_read=self._source.bytes_read,
+            passes=self._passes,
+            bytes_read=self._source.bytes_read - self._before[1],
             cached_columns=self._cache.size,
             cached_bytes=self._cache.size * self._cache.columns.itemsize * self._source.n_samples,
             newton_steps=point.newton_steps,
@@ -331,6 +332,10 @@ class TwoPassSolver:
             seconds={stage: round(seconds, 6) for stage, seconds in self._seconds.items()},
         )
         return Solution(point.support, point.coef, checked.intercept, checked.relevance, certificate)
+
+    @property
+    def _passes(self) -> int:
+        return self._source.passes - self._before[0]
 
     @contextmanager
     def _stage(self, name: str, done: int, total: int) -> Iterator[None]:

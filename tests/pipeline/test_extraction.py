@@ -162,3 +162,21 @@ def test_roots_that_cannot_be_written_are_refused_before_any_work(tmp_path) -> N
 def test_an_unusable_device_is_explained(tmp_path) -> None:
     with pytest.raises(InvalidInputError, match="device 'nonsense' cannot be used here"):
         extract(SMALL.model_copy(update={"device": "nonsense"}), str(tmp_path))
+
+
+@pytest.mark.slow
+def test_two_extractions_at_once_share_the_work_and_end_with_the_same_bytes(whole, tmp_path) -> None:
+    code = (
+        "import sys; from pipeline.extraction import extract, ExtractionParameters as P;"
+        f"print(extract(P.model_validate_json({SMALL.model_dump_json()!r}), sys.argv[1]).extracted)"
+    )
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    counts = [int(child.communicate(timeout=300)[0]) for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert sum(counts) == 1797, "no sample went through the backbone twice"
+    uri = str(tmp_path / Path(whole).name)
+    assert contents(uri) == contents(whole)
+    assert verify_store(open_store(uri)) == []

@@ -138,6 +138,8 @@ def test_two_passes_in_the_ordinary_case_and_the_bytes_of_both_are_counted() -> 
     result = group_lasso(source, y, penalty_ratio=0.2, progress=lambda *stage: stages.append(stage))
     assert result.certificate.passes == source.passes == 2
     assert result.certificate.bytes_read == source.bytes_read == 3 * X.size * 4
+    again = group_lasso(source, y, penalty_ratio=0.2)
+    assert (again.certificate.passes, again.certificate.bytes_read) == (2, 3 * X.size * 4)
     assert [stage for stage, _, _ in stages] == ["first pass", "fetch", "solve", "scan", "repair", "repair"]
     assert all(0 < done <= total for _, done, total in stages)
     assert set(result.certificate.seconds) == {stage for stage, _, _ in stages}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.pooling import ClsToken, pool, pooled_size
+from pipeline.pooling import ClsToken, Layout, pool, pooled_size
 from store.errors import InvalidInputError
 
 SIZES = st.integers(1, 13)
@@ -96,7 +96,9 @@ def test_a_grid_finer_than_the_map_keeps_every_position() -> None:
     ("shape", "layout", "target"),
     [((4, 3, 2), "nchw", 1000), ((5, 4), "tokens", 1000), ((7,), "vector", 3), ((4, 1, 1), "nchw", 2)],
 )
-def test_the_result_never_shares_memory_with_the_captured_tensor(shape: tuple[int, ...], layout, target: int) -> None:
+def test_the_result_never_shares_memory_with_the_captured_tensor(
+    shape: tuple[int, ...], layout: Layout, target: int
+) -> None:
     x = torch.randn(2, *shape)
     result = pool(x, layout, target)
     before = result.clone()

@@ -1,0 +1,1 @@
+"""Ratios against limits and peers; run with `make bench`."""

@@ -1,0 +1,97 @@
+"""What the store costs against the files it is made of: 1,000 samples, 200,000 float16 features, warm cache."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from benchmarks.ratios import alternate, at_most, report
+from pipeline.compute import map_tasks
+from pipeline.verification import verify_store
+from store import create_store, open_store
+from store.records import BlockRecord, encode_record
+
+N, LAYERS, WIDTH = 1000, 100, 2000
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        uri = build(Path(folder) / "bench.zarr")
+        rows = reading(uri) + opening(Path(folder))
+    report("store", rows)
+
+
+def build(path: Path) -> str:
+    rng = np.random.default_rng(0)
+    writer = create_store(path, {f"layer{i:03d}": WIDTH for i in range(LAYERS)}, {"train": N})
+    for block in writer.missing()["train"]:
+        a, b = writer.store.splits["train"].block_range(block)
+        writer.write_block(
+            "train",
+            block,
+            {name: rng.random((WIDTH, b - a), dtype=np.float32).astype(np.float16) for name in writer.store.layers},
+        )
+    return writer.uri
+
+
+def reading(uri: str) -> list[dict]:
+    store = open_store(uri)
+    files = [Path(uri) / ref.key for ref in store.chunks("train")]
+    chunks = list(store.chunks("train"))
+    group = zarr.open_group(uri, mode="r")
+    rng = np.random.default_rng(1)
+    wanted = rng.choice(store.n_features, store.n_features // 100, replace=False)
+
+    def full_scan() -> None:
+        map_tasks(store.read_chunk, chunks, stage="scan")
+
+    seconds = alternate(
+        {
+            "files": lambda: [np.fromfile(f, np.uint8) for f in files],
+            "scan": full_scan,
+            "zarr": lambda: [group[f"train/layers/{name}"][:] for name in store.layers],
+            "columns": lambda: store.columns("train", wanted),
+            "verify": lambda: verify_store(store),
+        }
+    )
+    store.reads.reset()
+    store.columns("train", wanted)
+    selected = len(wanted) * N * store.dtype.itemsize
+    return [
+        at_most("columns of 1 % scattered features / full scan", seconds["columns"] / seconds["scan"], 0.08),
+        at_most("bytes read for that / bytes selected", store.reads.n_bytes / selected, 1.1),
+        at_most("full scan, checksums verified / numpy.fromfile", seconds["scan"] / seconds["files"], 4),
+        {"what": "full scan by zarr alone / numpy.fromfile", "value": seconds["zarr"] / seconds["files"]},
+        at_most("verify / full scan", seconds["verify"] / seconds["scan"], 1.5),
+    ]
+
+
+def opening(folder: Path) -> list[dict]:
+    """Open a store of 200 layers and 1,000 blocks whose commit records are there, though not their chunks."""
+    layers = {f"layer{i:03d}": 1000 for i in range(200)}
+    writer = create_store(folder / "many.zarr", layers, {"train": 1_000_000}, block_samples=1000)
+    split = writer.store.splits["train"]
+    checksums = {layer.name: (0,) * layer.n_chunks for layer in writer.store.layers.values()}
+    for block in range(split.n_blocks):
+        start, stop = split.block_range(block)
+        record = BlockRecord(split="train", block=block, start=start, stop=stop, checksums=checksums, norms_checksum=0)
+        writer.store.objects.create(f"blocks/train/{block:06d}.json", encode_record(record))
+    tracemalloc.start()
+    start_time = time.perf_counter()
+    open_store(writer.uri)
+    elapsed = time.perf_counter() - start_time
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return [
+        at_most("opening 200 layers x 1,000 blocks, seconds", elapsed, 1),
+        at_most("opening 200 layers x 1,000 blocks, MB of memory", peak / 1e6, 200),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -21,13 +21,15 @@ from pydantic import Field
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.compute import Progress
 from pipeline.datasets import ImageData, ImageSplit, load_data
+from pipeline.growth import Parent
 from pipeline.pooling import ClsToken
 from pipeline.presets import PRE_LOGITS
 from pipeline.taps import Capture, PlannedLayer, plan_layers, resolve_taps
 from store.activations import ActivationStore, open_store
 from store.claims import Block, Claims
 from store.errors import InterruptedExtractionError, InvalidInputError, StoreNotFoundError
-from store.objects import LocalObjects, join, open_objects
+from store.local import LocalObjects
+from store.objects import join, open_objects
 from store.records import BlockRecord
 from store.spec import DataSpec, DTypeName, ExtractionSpec, Frozen, Manifest, PoolingSpec, fingerprint
 from store.writer import StoreWriter, create_store
@@ -66,6 +68,8 @@ class ExtractionParameters(Frozen):
         Samples per committed block at most.
     device : str
         ``auto``, ``cpu``, ``cuda`` or any other torch device.
+    extend : str, optional
+        A store of fewer of these images, made with the same backbone and taps: what has not changed is taken over.
     """
 
     backbone: str
@@ -80,6 +84,7 @@ class ExtractionParameters(Frozen):
     batch_size: Annotated[int, Field(ge=1)] = DEFAULT_BATCH_SIZE
     block_size: Annotated[int, Field(ge=1)] | None = None
     device: str = "auto"
+    extend: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ class Plan:
         Identity.
     uri : str
         Where the store will be.
+    parent : Parent, optional
+        The store it grows from.
     """
 
     backbone: Backbone
@@ -136,6 +143,7 @@ class Plan:
     manifests: dict[str, Manifest]
     spec: ExtractionSpec
     uri: str
+    parent: Parent | None = None
 
     @property
     def n_features(self) -> int:
@@ -167,6 +175,10 @@ def plan_extraction(parameters: ExtractionParameters, root: str, progress: Progr
         If a name is unknown, a pattern matches nothing, or data cannot be used.
     """
     data = load_data(parameters.data)
+    parent = None
+    if parameters.extend is not None:
+        parent = Parent.of(open_store(parameters.extend, allow_incomplete=True))
+        data = parent.order(data)
     size = parameters.image_size
     backbone = load_backbone(parameters.backbone, parameters.weights, input_size=size)
     taps = resolve_taps(backbone.model, parameters.taps, parameters.exclude)
@@ -187,7 +199,9 @@ def plan_extraction(parameters: ExtractionParameters, root: str, progress: Progr
         dtype=parameters.dtype,
         data=DataSpec(splits={n: m.spec() for n, m in manifests.items()}, class_names=data.class_names),
     )
-    return Plan(backbone, data, layers, manifests, spec, join(root, f"{fingerprint(spec)}.zarr"))
+    if parent is not None:
+        parent.check(spec)
+    return Plan(backbone, data, layers, manifests, spec, join(root, f"{fingerprint(spec)}.zarr"), parent)
 
 
 def extract(parameters: ExtractionParameters, root: str, progress: Progress | None = None) -> Extraction:
@@ -220,6 +234,8 @@ def extract(parameters: ExtractionParameters, root: str, progress: Progress | No
     plan = plan_extraction(parameters, root, progress)
     writer = _writer(plan, parameters)
     store = writer.store
+    if plan.parent is not None:
+        _adopt_blocks(plan, writer)
     todo = [(split, block) for split, blocks in writer.missing().items() for block in blocks]
     blocks = [(s.name, block) for s in store.splits.values() for block in range(s.n_blocks)]
     there = set(blocks) - set(todo)
@@ -279,14 +295,16 @@ def _writer(plan: Plan, parameters: ExtractionParameters) -> StoreWriter:
     else:
         there.objects.sweep()
         return StoreWriter(there)
+    parent = None if plan.parent is None else plan.parent.store
     embedding = [layer.name for layer in plan.layers if layer.tap.name == PRE_LOGITS]
     provenance = {
         "backbone": plan.backbone.name,
         "weights": plan.backbone.weights,
         "data": plan.data.name,
         "embedding": embedding[-1] if embedding else None,
-        "batch_size": parameters.batch_size,
+        "batch_size": parameters.batch_size if parent is None else parent.provenance["batch_size"],
         "device": _device_name(_device(parameters.device)),
+        "parent": None if parent is None else parent.fingerprint,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "timm", "numpy", "zarr")},
     }
     return create_store(
@@ -297,8 +315,24 @@ def _writer(plan: Plan, parameters: ExtractionParameters) -> StoreWriter:
         class_names=plan.data.class_names,
         spec=plan.spec,
         provenance=provenance,
-        block_samples=parameters.block_size,
+        block_samples=parameters.block_size if plan.parent is None else plan.parent.block_samples(),
     )
+
+
+def _adopt_blocks(plan: Plan, writer: StoreWriter) -> None:
+    """Take over from the parent every missing block whose samples are all unchanged."""
+    assert plan.parent is not None
+    for split, blocks in writer.missing().items():
+        for block in blocks:
+            if _inherited(plan, writer.store, split, block) == _size(writer.store, split, block):
+                plan.parent.adopt(writer.store, split, block)
+
+
+def _inherited(plan: Plan, store: ActivationStore, split: str, block: int) -> int:
+    """Return how many leading samples of a block the parent has."""
+    if plan.parent is None:
+        return 0
+    return plan.parent.unchanged(store, plan.manifests[split], split, block)
 
 
 def _check_space(plan: Plan) -> None:
@@ -396,7 +430,11 @@ def _compute_block(
     images = plan.data.splits[split]
     out = {n: np.empty((layer.n_features, stop - start), store.dtype) for n, layer in store.layers.items()}
     seconds = {"read": 0.0, "forward": 0.0}
-    bounds = [(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)]
+    inherited = _inherited(plan, store, split, block)
+    if plan.parent is not None and inherited:
+        for name, values in plan.parent.values(split, block, inherited).items():
+            out[name][:, :inherited] = values
+    bounds = [(a, min(a + batch_size, stop)) for a in range(start + inherited, stop, batch_size)]
     batches = [reading.submit(_read_batch, plan.backbone, images, *bounds[0])]
     for number, (a, b) in enumerate(bounds):
         if number + 1 < len(bounds):

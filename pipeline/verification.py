@@ -1,15 +1,81 @@
-"""Verification: read everything in a store once and name what is damaged or missing."""
+"""Verification: read everything in a store once, name what is damaged or missing, mark blocks for rewriting."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar, get_args
+
+import numpy as np
+
 from pipeline.compute import Progress, map_tasks
+from store import layout
 from store.activations import ActivationStore
 from store.errors import Head2ToeError
-from store.layout import ChunkRef
+from store.layout import ChunkRef, Split
+from store.records import BlockRecord, read_record
+from store.results import Kind, list_results, read_result, result_digest
+from store.spec import DIGEST_LENGTH
+
+What = Literal["block", "record", "metadata", "labels", "ids", "result"]
+MOST_NAMED = 3
+"""Damaged chunks of one block that its sentence names."""
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+Map = Callable[[str, Callable[[Item], Value], Sequence[Item]], list[Value]]
+_DOES_NOT_HOLD = (Head2ToeError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
-def verify_store(store: ActivationStore, progress: Progress | None = None) -> list[str]:
-    """Return a sentence per problem found; an empty list for a store that is complete and undamaged.
+@dataclass(frozen=True)
+class Problem:
+    """One part of a store that is not as it must be.
+
+    Attributes
+    ----------
+    what : str
+        ``block``, ``record`` (of a block the store does not have), ``metadata``, ``labels``, ``ids`` or ``result``.
+    name : str
+        Which one, such as ``train/3`` or ``results/heads/3f2a…``.
+    message : str
+        One sentence for the user; also the text of the problem.
+    record : str, optional
+        Key of the commit record whose removal makes the next extraction write the part again.
+    absent : bool
+        The block was never committed, so that the next extraction writes it anyway.
+    """
+
+    what: What
+    name: str
+    message: str
+    record: str | None = None
+    absent: bool = False
+
+    @property
+    def repairable(self) -> bool:
+        """Whether another extraction mends it, once it is marked."""
+        return self.absent or self.record is not None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class _Expected(NamedTuple):
+    """An object of one block, and the checksum that was committed for it."""
+
+    block: tuple[str, int]
+    key: str
+    n_bytes: int
+    checksum: int
+
+
+def verify_store(store: ActivationStore, progress: Progress | None = None) -> list[Problem]:
+    """Return the problems found, each block at most once; an empty list for a complete and undamaged store.
+
+    Commit records, every chunk of activations and norms, labels, ids, metadata and results are read afresh. Chunks
+    are read one at a time per thread.
 
     Parameters
     ----------
@@ -18,30 +84,194 @@ def verify_store(store: ActivationStore, progress: Progress | None = None) -> li
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
     """
-    missing = store.missing()
-    problems = [
-        f"block {block} of split {split!r} is missing; the same extraction writes it."
-        for split, blocks in missing.items()
-        for block in blocks
+
+    def each(stage: str, function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
+        return map_tasks(function, items, stage=stage, progress=progress) if items else []
+
+    blocks = [(split, block) for split in store.splits.values() for block in range(split.n_blocks)]
+    records = each("verifying commit records", lambda b: _check_record(store, *b), blocks)
+    expected: list[_Expected] = []
+    sentences: dict[tuple[str, int], Problem] = {}
+    for (split, block), found in zip(blocks, records, strict=True):
+        if isinstance(found, Problem):
+            sentences[split.name, block] = found
+        else:
+            expected += _objects_of(store, found)
+    checked = each("verifying chunks", lambda e: _check_object(store, e), expected)
+    damage: dict[tuple[str, int], list[str]] = {}
+    for item, how in zip(expected, checked, strict=True):
+        if how is not None:
+            damage.setdefault(item.block, []).append(f"{item.key!r} {how}")
+    for (name, block), parts in damage.items():
+        more = f" and {len(parts) - MOST_NAMED:,} more chunks" if len(parts) > MOST_NAMED else ""
+        sentences[name, block] = _damaged_block(name, block, "; ".join(parts[:MOST_NAMED]) + more)
+    return [
+        *_check_documents(store),
+        *(problem for split in store.splits.values() for problem in _check_samples(store, split)),
+        *(sentences[split.name, block] for split, block in blocks if (split.name, block) in sentences),
+        *_stray_records(store),
+        *(p for p in each("verifying results", lambda r: _check_result(store, *r), _results(store)) if p is not None),
     ]
-    committed: list[ChunkRef] = []
-    for split in store.splits:
-        try:
-            store.labels(split)
-            store.ids(split)
-            if split not in missing:
-                store.norms(split)
-        except Head2ToeError as error:
-            problems.append(str(error))
-        gone = set(missing.get(split, ()))
-        committed += [ref for ref in store.chunks(split) if ref.block not in gone]
 
-    def check(ref: ChunkRef) -> str | None:
+
+def mark_for_rewriting(store: ActivationStore, problems: Sequence[Problem]) -> list[Problem]:
+    """Remove the commit records of damaged blocks, so that the next extraction writes exactly these blocks again.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        The store.
+    problems : sequence of Problem
+        As `verify_store` returned them.
+
+    Returns
+    -------
+    list of Problem
+        Those that were marked. Blocks never committed need no mark; metadata, labels, ids and results have none.
+    """
+    marked = [problem for problem in problems if problem.record is not None]
+    for problem in marked:
+        store.objects.remove(str(problem.record))
+    return marked
+
+
+# -------------------------------------------------------------------- blocks
+
+
+def _check_record(store: ActivationStore, split: Split, block: int) -> BlockRecord | Problem:
+    """Return a block's commit record if it is there and describes the block."""
+    try:
+        record = read_record(store.objects, split.name, block)
+    except FileNotFoundError:
+        name = f"{split.name}/{block}"
+        sentence = f"block {block} of split {split.name!r} is missing; the same extraction writes it."
+        return Problem("block", name, sentence, absent=True)
+    except _DOES_NOT_HOLD:
+        return _damaged_block(split.name, block, "its commit record does not have its own digest")
+    wrong = _contradiction(store, split, record)
+    return record if wrong is None else _damaged_block(split.name, block, wrong)
+
+
+def _contradiction(store: ActivationStore, split: Split, record: BlockRecord) -> str | None:
+    """Return what a commit record says that cannot be true of this store."""
+    wanted = split.block_range(record.block)
+    if (record.start, record.stop) != wanted:
+        return f"its commit record is about samples {record.start} to {record.stop}, not {wanted[0]} to {wanted[1]}"
+    if not record.finite:
+        return "its commit record says that not every value is finite"
+    for name in sorted(record.checksums.keys() - store.layers.keys()):
+        return f"its commit record is about layer {name!r}, which the store does not have"
+    for layer in store.layers.values():
+        n = len(record.checksums.get(layer.name, ()))
+        if n != layer.n_chunks:
+            return f"its commit record has {n} checksums for layer {layer.name!r} instead of {layer.n_chunks}"
+    return None
+
+
+def _damaged_block(split: str, block: int, how: str) -> Problem:
+    sentence = f"block {block} of split {split!r} is damaged: {how}."
+    return Problem("block", f"{split}/{block}", sentence, record=layout.record_key(split, block))
+
+
+def _objects_of(store: ActivationStore, record: BlockRecord) -> Iterator[_Expected]:
+    """Yield every object that a commit record vouches for."""
+    split = store.splits[record.split]
+    at = (record.split, record.block)
+    for layer in store.layers.values():
+        n_bytes = layer.chunk_features * split.block_samples * store.dtype.itemsize
+        for chunk, checksum in enumerate(record.checksums[layer.name]):
+            yield _Expected(at, ChunkRef(record.split, layer.name, chunk, record.block).key, n_bytes, checksum)
+    n_bytes = len(store.layers) * split.block_samples * np.dtype(np.float32).itemsize
+    yield _Expected(at, f"{record.split}/norms/c/0/{record.block}", n_bytes, record.norms_checksum)
+
+
+def _check_object(store: ActivationStore, expected: _Expected) -> str | None:
+    """Return how an object differs from what was committed; its own checksum, which other readers use, included."""
+    try:
+        raw = store.objects.load(expected.key)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    payload, own = raw[: -layout.CRC_BYTES], raw[-layout.CRC_BYTES :].tobytes()
+    if len(payload) != expected.n_bytes:
+        return f"has {len(raw):,} bytes instead of {expected.n_bytes + layout.CRC_BYTES:,}"
+    if layout.crc32c(payload) != expected.checksum:
+        return "does not have the checksum that was committed"
+    if int.from_bytes(own, "little") != expected.checksum:
+        return "does not end with its checksum"
+    return None
+
+
+def _stray_records(store: ActivationStore) -> Iterator[Problem]:
+    """Yield commit records of blocks that the store does not have."""
+    for split in store.objects.names("blocks"):
+        known = store.splits.get(split)
+        own = {layout.record_key(split, b).rpartition("/")[2] for b in range(known.n_blocks)} if known else set()
+        for name in store.objects.names(f"blocks/{split}"):
+            if name not in own:
+                key = f"blocks/{split}/{name}"
+                yield Problem("record", key, f"commit record {key!r} is of a block that the store does not have.", key)
+
+
+# -------------------------------------------------------------------- the rest
+
+
+def _check_documents(store: ActivationStore) -> Iterator[Problem]:
+    """Yield the metadata, labels and ids whose bytes are not those the root vouches for."""
+    try:
+        attributes = json.loads(store.objects.read("zarr.json"))["attributes"]
+        vouched: dict[str, str] = dict(attributes.get("documents", {}))
+    except _DOES_NOT_HOLD as error:
+        yield Problem("metadata", "zarr.json", _beyond_repair("'zarr.json' cannot be read", error))
+        return
+    for key, wanted in vouched.items():
         try:
-            store.read_chunk(ref)
-        except Head2ToeError as error:
-            return str(error)
+            found = hashlib.sha256(store.objects.read(key)).hexdigest()[:DIGEST_LENGTH]
+        except OSError as error:
+            yield Problem("metadata", key, _beyond_repair(f"{key!r} is missing or cannot be read", error))
+            continue
+        if found != wanted:
+            yield Problem("metadata", key, _beyond_repair(f"{key!r} does not have the digest the root has of it"))
+
+
+def _check_samples(store: ActivationStore, split: Split) -> Iterator[Problem]:
+    """Yield what is wrong with a split's labels and ids."""
+    try:
+        labels = store.labels(split.name)
+        fits = labels.shape == (split.n_samples,) and bool(((labels >= 0) & (labels < len(store.class_names))).all())
+        if not fits:
+            yield Problem("labels", f"{split.name}/labels", _beyond_repair(f"labels of {split.name!r} do not fit it"))
+    except _DOES_NOT_HOLD as error:
+        sentence = _beyond_repair(f"labels of split {split.name!r} do not read back", error)
+        yield Problem("labels", f"{split.name}/labels", sentence)
+    try:
+        ids = store.ids(split.name)
+        if len(ids) != split.n_samples or len(set(ids)) != len(ids):
+            yield Problem("ids", f"{split.name}/ids", _beyond_repair(f"ids of split {split.name!r} do not fit it"))
+    except _DOES_NOT_HOLD as error:
+        sentence = _beyond_repair(f"ids of split {split.name!r} do not read back", error)
+        yield Problem("ids", f"{split.name}/ids", sentence)
+
+
+def _beyond_repair(what: str, error: Exception | None = None) -> str:
+    why = f" ({str(error).rstrip('.')})" if error is not None and not isinstance(error, Head2ToeError) else ""
+    return f"{what}{why}; re-extraction does not mend this: restore it from a copy, or remove the store."
+
+
+def _results(store: ActivationStore) -> list[tuple[Kind, str]]:
+    return [(kind, name) for kind in get_args(Kind) for name in list_results(store, kind)]
+
+
+def _check_result(store: ActivationStore, kind: Kind, name: str) -> Problem | None:
+    """Return a problem if a result does not read back, or is not of the inputs whose digest it bears."""
+    path = f"results/{kind}/{name}"
+    try:
+        result = read_result(store, kind, name)
+        whole = result.digest == name == result_digest(store, kind, result.inputs)
+        how = "it does not have the digest of its inputs"
+    except _DOES_NOT_HOLD as error:
+        whole, how = False, str(error).rstrip(".")
+    if whole:
         return None
-
-    found = map_tasks(check, committed, stage="verifying chunks", progress=progress)
-    return list(dict.fromkeys([*problems, *(f for f in found if f is not None)]))
+    return Problem("result", path, f"{path!r} is damaged: {how}; delete that folder and compute it again.")

@@ -160,6 +160,11 @@ class ActivationStore:
         """Return the samples' names, in order."""
         return [str(v) for v in hierarchy.read_array(self.objects, f"{self.split(split).name}/ids", self.documents)]
 
+    def digests(self, split: str) -> list[str]:
+        """Return the digests of the samples' contents, in order."""
+        found = hierarchy.read_array(self.objects, f"{self.split(split).name}/digests", self.documents)
+        return [str(v) for v in found]
+
     def missing(self, split: str | None = None) -> dict[str, list[int]]:
         """Return the blocks never committed, by split; splits that are complete are left out."""
         found = {}

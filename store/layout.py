@@ -110,7 +110,10 @@ def record_key(split: str, block: int) -> str:
 
 
 def plan_layers(
-    layers: Mapping[str, int], splits: Mapping[str, int], itemsize: int, block_samples: int | None = None
+    layers: Mapping[str, int],
+    splits: Mapping[str, int],
+    itemsize: int,
+    block_samples: int | Mapping[str, int] | None = None,
 ) -> tuple[tuple[Layer, ...], tuple[Split, ...]]:
     """Choose blocks and chunks.
 
@@ -126,8 +129,8 @@ def plan_layers(
         Samples per split.
     itemsize : int
         Bytes per value.
-    block_samples : int, optional
-        Samples per block at most; chosen from the width of all layers if not given.
+    block_samples : int or mapping of str to int, optional
+        Samples per block at most; chosen from the width of all layers if not given. By split, exactly so many.
 
     Raises
     ------
@@ -149,9 +152,13 @@ def plan_layers(
         fitting = max(BLOCK_BYTES // (itemsize * sum(layers.values())), 1)
         wanted = max(SMALL_BLOCK, max(splits.values()) // FEW_BLOCKS)
         block_samples = min(max(1 << fitting.bit_length() - 1, MIN_BLOCK), MAX_BLOCK, wanted)
-    if block_samples < 1:
-        raise InvalidInputError(f"block size {block_samples} is not positive; give a number of samples ≥ 1.")
-    planned_splits = tuple(Split(name, n, -(-n // -(-n // min(block_samples, n)))) for name, n in splits.items())
+    exact = block_samples if isinstance(block_samples, Mapping) else {}
+    most = max(exact.values()) if isinstance(block_samples, Mapping) else block_samples
+    if most < 1:
+        raise InvalidInputError(f"block size {most} is not positive; give a number of samples ≥ 1.")
+    planned_splits = tuple(
+        Split(name, n, exact.get(name) or -(-n // -(-n // min(most, n)))) for name, n in splits.items()
+    )
     widest = max(s.block_samples for s in planned_splits)
     planned_layers, offset = [], 0
     for name, n_features in layers.items():

@@ -1,13 +1,10 @@
-"""Named byte objects at a location: the only code that touches a disk or a bucket."""
+"""Named byte objects at a location: what the rest of the store asks of a disk or a bucket, and how to open one."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import time
-import uuid
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,19 +14,39 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
 from store.errors import InvalidInputError
+from store.local import UNFINISHED, LocalObjects
+from store.remote import CONNECTIONS, FsspecObjects
 
-UNFINISHED = ".unfinished"
-STALE_SECONDS = 3600
+__all__ = [
+    "UNFINISHED",
+    "Data",
+    "FsspecObjects",
+    "LocalObjects",
+    "Objects",
+    "RowRequest",
+    "RowsRead",
+    "join",
+    "open_objects",
+    "redact",
+]
+
 Data = bytes | bytearray | memoryview
-COALESCE_GAP = 64 * 1024
-"""Remote ranges closer than this many bytes are fetched by one request."""
+RowRequest = tuple[str, NDArray[np.int64]]
+"""Key of an object, and which of its fixed-size rows are wanted, in any order, duplicates allowed."""
+RowsRead = tuple[NDArray[np.uint8], int, int]
+"""The rows in the order asked for, shape (row, row_bytes), and the bytes and requests that it took."""
+
+_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
+_S3 = ("s3", "s3a")
 
 
 class Objects(Protocol):
     """Byte objects under one location, addressed by ``/``-separated keys.
 
-    `read`, `load` and `read_rows` raise `FileNotFoundError` for an absent key. `write` replaces atomically; `create`
-    writes only if the key is absent and says whether it did.
+    Everything that reads raises `FileNotFoundError` for an absent key, and never returns a part of an object as if it
+    were the whole. `write` replaces atomically; `create` writes only if the key is absent and says whether it did. A
+    place that cannot be used as it is (no such bucket, no permission, no space) is an `InvalidInputError`; storage that
+    does not answer, after bounded retries, is a `StorageError`. Whatever fails, an object is there whole or not at all.
     """
 
     uri: str
@@ -37,23 +54,35 @@ class Objects(Protocol):
     def read(self, key: str) -> bytes:
         """Return all bytes of an object."""
 
+    def read_all(self, keys: Sequence[str]) -> list[bytes]:
+        """Return all bytes of several objects, requested concurrently where that helps."""
+
     def load(self, key: str) -> NDArray[np.uint8]:
         """Return all bytes of an object as a writable array, without a second copy where that can be."""
 
-    def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> tuple[NDArray[np.uint8], int, int]:
-        """Return chosen fixed-size rows, shape (len(rows), row_bytes), with the bytes and requests it took."""
+    def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> RowsRead:
+        """Return chosen fixed-size rows of one object; `IndexError` or `ValueError` if it is too short for them."""
+
+    def read_many(self, requests: Sequence[RowRequest], row_bytes: int) -> Iterator[RowsRead]:
+        """Yield what `read_rows` would return for each request, in order, fetching for all of them at once.
+
+        What is wrong with one object is raised when its turn comes, so that the caller knows which one it is.
+        """
 
     def write(self, key: str, parts: Sequence[Data]) -> None:
         """Store the concatenated parts under the key, replacing what was there."""
+
+    def write_all(self, items: Iterable[tuple[str, Sequence[Data]]]) -> None:
+        """Write several objects, concurrently where that helps; all are stored once it returns."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Store data unless the key exists; return whether this call stored it."""
 
     def names(self, prefix: str) -> list[str]:
-        """Return the sorted names directly under a prefix; empty if there are none."""
+        """Return the sorted names directly under a prefix, as they are now; empty if there are none."""
 
     def exists(self, key: str) -> bool:
-        """Return whether an object of this key exists."""
+        """Return whether an object of this key exists now."""
 
     def sweep(self) -> None:
         """Remove what killed writers left unfinished."""
@@ -62,194 +91,92 @@ class Objects(Protocol):
         """Remove an object, or everything under a prefix; all of it for the empty prefix."""
 
 
-class LocalObjects:
-    """Objects as files under a directory, written to a temporary name, synced, then renamed."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.uri = str(root)
-
-    def read(self, key: str) -> bytes:
-        """Return all bytes of a file."""
-        return (self.root / key).read_bytes()
-
-    def load(self, key: str) -> NDArray[np.uint8]:
-        """Return all bytes of a file, read straight into the array."""
-        return np.fromfile(self.root / key, np.uint8)
-
-    def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> tuple[NDArray[np.uint8], int, int]:
-        """Gather rows through a memory map, so that only the pages of those rows are touched."""
-        mapped = np.memmap(self.root / key, dtype=np.uint8, mode="r")
-        whole = mapped[: len(mapped) // row_bytes * row_bytes].reshape(-1, row_bytes)
-        return np.asarray(whole[rows]), len(rows) * row_bytes, 1
-
-    def write(self, key: str, parts: Sequence[Data]) -> None:
-        """Write, sync and rename, so that a reader sees the old file or the new one, whole."""
-        self._temporary(key, parts).replace(self.root / key)
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Write, sync and link, which fails on an existing name, so that one of several writers wins."""
-        temporary = self._temporary(key, [data])
-        try:
-            os.link(temporary, self.root / key)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        _sync_directory((self.root / key).parent)
-        return True
-
-    def _temporary(self, key: str, parts: Sequence[Data]) -> Path:
-        # One folder for unfinished writes, so that what a killed writer leaves can be found and swept.
-        temporary = self.root / UNFINISHED / uuid.uuid4().hex
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        (self.root / key).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        return temporary
-
-    def names(self, prefix: str) -> list[str]:
-        """Return names in a directory, without the folder of unfinished writes."""
-        try:
-            return sorted(n for n in os.listdir(self.root / prefix) if n != UNFINISHED)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def exists(self, key: str) -> bool:
-        """Return whether a file of this key exists."""
-        return (self.root / key).is_file()
-
-    def sweep(self) -> None:
-        """Remove what writers killed more than an hour ago left unfinished."""
-        for temporary in (self.root / UNFINISHED).glob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
-                    temporary.unlink()
-
-    def remove(self, prefix: str = "") -> None:
-        """Remove a file or a directory tree."""
-        target = self.root / prefix
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
-
-
-class FsspecObjects:
-    """Objects on any fsspec file system: memory, S3 and the like."""
-
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, uri: str) -> None:
-        self.fs = fs
-        self.path = path.rstrip("/")
-        self.uri = uri
-
-    def _at(self, key: str) -> str:
-        return f"{self.path}/{key}" if key else self.path
-
-    def read(self, key: str) -> bytes:
-        """Return all bytes of an object."""
-        data: bytes = self.fs.cat_file(self._at(key))
-        return data
-
-    def load(self, key: str) -> NDArray[np.uint8]:
-        """Return all bytes of an object, copied once since the file system's own are read-only."""
-        return np.frombuffer(self.read(key), np.uint8).copy()
-
-    def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> tuple[NDArray[np.uint8], int, int]:
-        """Fetch rows as concurrent byte ranges, neighbours within a small gap sharing one request."""
-        wanted, inverse = np.unique(rows, return_inverse=True)
-        starts = wanted * row_bytes
-        breaks = np.flatnonzero(np.diff(starts) > COALESCE_GAP + row_bytes) + 1
-        first = np.concatenate(([0], breaks)) if len(starts) else np.empty(0, np.int64)
-        last = np.concatenate((breaks, [len(starts)])) - 1 if len(starts) else first
-        spans = [(int(starts[a]), int(starts[b]) + row_bytes) for a, b in zip(first, last, strict=True)]
-        pieces = self.fs.cat_ranges(
-            [self._at(key)] * len(spans), [s for s, _ in spans], [e for _, e in spans], on_error="raise"
-        )
-        out = np.empty((len(wanted), row_bytes), np.uint8)
-        for a, b, piece in zip(first, last, pieces, strict=True):
-            buffer = np.frombuffer(piece, np.uint8)
-            offsets = starts[a : b + 1] - starts[a]
-            for row, offset in zip(range(a, b + 1), offsets, strict=True):
-                out[row] = buffer[offset : offset + row_bytes]
-        return out[inverse], sum(e - s for s, e in spans), len(spans)
-
-    def write(self, key: str, parts: Sequence[Data]) -> None:
-        """Store the parts as one object; object stores make it visible whole."""
-        self.fs.pipe_file(self._at(key), b"".join(parts))
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Store only if absent, by the file system's own conditional write."""
-        try:
-            self.fs.pipe_file(self._at(key), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-    def names(self, prefix: str) -> list[str]:
-        """Return names under a prefix, read afresh."""
-        self.fs.invalidate_cache()
-        try:
-            entries = self.fs.ls(self._at(prefix), detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(str(e).rstrip("/").rsplit("/", 1)[-1] for e in entries)
-
-    def exists(self, key: str) -> bool:
-        """Return whether an object of this key exists."""
-        return bool(self.fs.isfile(self._at(key)))
-
-    def sweep(self) -> None:
-        """Do nothing: an unfinished upload never becomes an object."""
-
-    def remove(self, prefix: str = "") -> None:
-        """Remove everything under a prefix."""
-        if self.fs.exists(self._at(prefix)):
-            self.fs.rm(self._at(prefix), recursive=True)
-
-
 def open_objects(uri: str | os.PathLike[str], **options: Any) -> Objects:
-    """Open a location: a local path, or any URL fsspec knows (``memory://…``, ``s3://…``).
+    """Open a location: a local path, or any URL fsspec knows (``memory://…``, ``s3://bucket/…``).
 
     Parameters
     ----------
     uri : str or path
         Where the objects are; nothing is created or checked yet.
     **options
-        Passed to the fsspec file system, such as ``endpoint_url``.
+        Passed to the fsspec file system, such as ``endpoint_url``, ``key`` and ``secret`` of s3fs.
+
+    Returns
+    -------
+    Objects
+        The location. It travels by pickle, with its options.
 
     Raises
     ------
     InvalidInputError
-        If no installed file system serves the URL's protocol.
+        If no installed file system serves the URL's protocol, or the URL carries credentials.
+
+    Notes
+    -----
+    S3 is configured, first found first used, by `options`; by fsspec's configuration (``FSSPEC_S3_ENDPOINT_URL``,
+    ``FSSPEC_S3_KEY``, … or a file in ``~/.config/fsspec``); by AWS's own variables and files (``AWS_ENDPOINT_URL_S3``,
+    ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_PROFILE``, ``AWS_DEFAULT_REGION``).
+    Variables reach every process of a run, which options given in Python do not.
     """
     text = os.fspath(uri)
     if "://" not in text or text.startswith("file://"):
         return LocalObjects(Path(text.removeprefix("file://")).expanduser())
+    shown = redact(text)
+    if shown != text:
+        raise InvalidInputError(
+            f"cannot open {shown!r}: a URL must not carry credentials, since it is printed and stored; set them in the "
+            "environment, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+    protocol, place = text.split("://", 1)
+    if protocol in _S3:
+        if not place.split("/", 1)[0]:
+            raise InvalidInputError(f"{text!r} names no bucket; write s3://BUCKET/FOLDER.")
+        options = _s3_options(options)
     try:
         fs, path = url_to_fs(text, **options)
     except ImportError as error:
-        raise InvalidInputError(f"cannot open {text!r}: {error}; `pip install head2toe-store[s3]` adds S3.") from error
+        raise InvalidInputError(f"cannot open {text!r}: {error}; `pip install head2toe-store[s3]` adds S3.") from None
     except ValueError as error:
         raise InvalidInputError(f"cannot open {text!r}: {error}; use a local path, s3:// or memory://.") from error
-    return FsspecObjects(fs, path, text)
+    if protocol in _S3:
+        # One policy of retries, that of `FsspecObjects`, instead of three inside one another.
+        fs.retries = 1
+    return FsspecObjects(fs, path, text, options)
+
+
+def _s3_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of s3fs: what the user configured, no cache of listings, one attempt per request."""
+    options = {**fsspec.config.conf.get("s3", {}), **given}
+    in_client = (options.get("client_kwargs") or {}).get("endpoint_url")
+    if not options.get("endpoint_url") and not in_client and not os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"):
+        # botocore reads these itself; naming them keeps fsspec from reusing a connection made for another endpoint.
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            options["endpoint_url"] = endpoint
+    options["use_listings_cache"] = False
+    options["config_kwargs"] = {
+        "connect_timeout": 10,
+        "read_timeout": 30,
+        "max_pool_connections": 2 * CONNECTIONS,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        **(options.get("config_kwargs") or {}),
+    }
+    # Objects are of 16 MB at most: s3fs need not ask for the size of each to split it.
+    options.setdefault("max_concurrency", 1)
+    return options
+
+
+def redact(text: str) -> str:
+    """Return a text with the credentials in its URLs replaced by ``***``.
+
+    Examples
+    --------
+    >>> redact("s3://key:secret@bucket/path")
+    's3://***@bucket/path'
+    """
+    return _SECRET.sub("***@", text)
 
 
 def join(root: str | os.PathLike[str], name: str) -> str:
     """Return the URI of `name` under `root`."""
     return f"{os.fspath(root).rstrip('/')}/{name}"
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -176,7 +176,7 @@ def create_store(
     dtype: DTypeName = "float16",
     spec: ExtractionSpec | ImportSpec | None = None,
     provenance: Mapping[str, Any] | None = None,
-    block_samples: int | None = None,
+    block_samples: int | Mapping[str, int] | None = None,
     **options: Any,
 ) -> StoreWriter:
     """Create a store at its final shape, or open the same one for resuming.
@@ -199,8 +199,8 @@ def create_store(
         What identifies the activations; derived from the other arguments if not given.
     provenance : mapping, optional
         Anything worth knowing that is not identity; JSON values.
-    block_samples : int, optional
-        Samples per block at most; chosen from the width of the layers if not given.
+    block_samples : int or mapping of str to int, optional
+        Samples per block at most; chosen from the width of the layers if not given. By split, exactly so many.
     **options
         Passed to the fsspec file system.
 
@@ -240,6 +240,7 @@ def create_store(
     nodes: dict[str, Node] = {}
     for s in planned_splits:
         nodes[f"{s.name}/labels"] = Filled(np.asarray(manifests[s.name].labels, np.int64), ("sample",))
+        nodes[f"{s.name}/digests"] = Filled(list(manifests[s.name].digests), ("sample",))
         nodes[f"{s.name}/ids"] = Filled(list(manifests[s.name].ids), ("sample",))
         chunk = (len(planned_layers), s.block_samples)
         nodes[f"{s.name}/norms"] = Blank((len(planned_layers), s.n_samples), chunk, "float32", ("layer", "sample"))

@@ -151,8 +151,10 @@ def _print_lineage(fingerprint: str, parent: Any, results: Mapping[Any, Sequence
         trunk = top.add(Text(f"store {fingerprint}"))
     for found in results["statistics"]:
         trunk.add(Text(_sentence("statistics", found, _of_statistics)))
-    branches = {found["digest"]: trunk.add(Text(_sentence("selection", found, _of_selection)))
-                for found in results["selections"]}
+    branches = {
+        found["digest"]: trunk.add(Text(_sentence("selection", found, _of_selection)))
+        for found in results["selections"]
+    }
     for found in results["heads"]:
         features = found.get("inputs", {}).get("features", {})
         above = branches.get(features.get("selection"), trunk) if isinstance(features, Mapping) else trunk
@@ -211,8 +213,8 @@ def verify(
         store = open_store(place, allow_incomplete=True)
     except DamagedStoreError as error:
         if as_json:
-            problem = {"what": "metadata", "name": "", "message": str(error), "repairable": False}
-            print_json({"uri": place, "problems": [problem], "marked": []})
+            whole = {"what": "metadata", "name": "zarr.json", "message": str(error), "repairable": False}
+            print_json({"uri": place, "problems": [whole], "marked": []})
         if repair:
             raise DamagedStoreError(f"--repair cannot mend this: {error}") from error
         raise
@@ -220,9 +222,7 @@ def verify(
         problems = verify_store(store, progress)
     marked = mark_for_rewriting(store, problems) if repair else []
     if as_json:
-        found = [
-            {"what": p.what, "name": p.name, "message": p.message, "repairable": p.repairable} for p in problems
-        ]
+        found = [{"what": p.what, "name": p.name, "message": p.message, "repairable": p.repairable} for p in problems]
         print_json({"uri": store.uri, "problems": found, "marked": [p.name for p in marked]})
     else:
         for problem in problems:
@@ -277,7 +277,8 @@ def alias(
 
     Example: head2toe alias demo digits 3f2a
     """
-    from store.catalogue import join, remove_alias, set_alias
+    from store.catalogue import remove_alias, set_alias
+    from store.objects import join
 
     if (uri is None) != delete:
         raise InvalidInputError("give either the STORE that the alias shall name, or --delete.")
@@ -323,9 +324,7 @@ def import_command(
         check_alias(name)
     names = None if class_names is None else _class_names(class_names)
     with ProgressBars() as progress:
-        done = import_file(
-            file, root, class_names=names, dtype=dtype.value, embedding=embedding, progress=progress
-        )
+        done = import_file(file, root, class_names=names, dtype=dtype.value, embedding=embedding, progress=progress)
     if name is not None:
         set_alias(root, name, done.uri)
     say(f"imported {done.imported:,} samples; {done.reused:,} were in the store already.")

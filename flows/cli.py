@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
+from flows.catalogue_commands import DType, Json, StoreArgument, register
 from flows.console import ProgressBars, human_bytes, print_facts, print_json, print_table, say
 from store.errors import Head2ToeError
 
@@ -37,13 +38,6 @@ class ClsToken(StrEnum):
     pooled = "pooled"
     separate = "separate"
     only = "only"
-
-
-class DType(StrEnum):
-    """Choices of ``--dtype``."""
-
-    float16 = "float16"
-    float32 = "float32"
 
 
 class _Commands(TyperGroup):
@@ -85,8 +79,6 @@ TargetSizes = Annotated[
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the backbone's own.")]
 ClsTokenOption = Annotated[ClsToken, typer.Option(help="What becomes of prefix tokens.")]
 DEFAULT_TAPS, NO_PATTERNS, DEFAULT_TARGET_SIZES = ["head2toe"], list[str](), [512]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of an activation store.")]
 
 
 @app.command()
@@ -250,6 +242,7 @@ def select(
     """
     from pipeline.selection import SelectionParameters, select_features
     from store import open_store
+    from store.catalogue import resolve_store
 
     parameters = SelectionParameters(
         fraction=fraction,
@@ -259,7 +252,7 @@ def select(
         normalization=normalization.value,
         split=split,
     )
-    store = open_store(uri)
+    store = open_store(resolve_store(uri))
     with ProgressBars() as progress:
         selection = select_features(store, parameters, progress)
     counts = selection.per_layer(store)
@@ -300,10 +293,11 @@ def refit(
     from pipeline.refit import refit as refit_stage
     from pipeline.selection import read_selection
     from store import open_store
+    from store.catalogue import resolve_store
 
     if (selection is None) != linear:
         raise typer.BadParameter("give either --selection ID or --linear; `head2toe show STORE` lists the selections.")
-    store = open_store(uri)
+    store = open_store(resolve_store(uri))
     parameters = RefitParameters(max_iterations=max_iterations, seed=seed)
     if selection is not None:
         chosen = read_selection(store, selection)
@@ -330,105 +324,6 @@ def refit(
     facts["accuracy"] = {k: f"{100 * v:.1f} %" for k, v in head.accuracy.items()}
     facts["bytes_read"] = human_bytes(head.facts["bytes_read"])
     print_facts(facts)
-
-
-@app.command(name="list")
-def list_command(
-    root: Annotated[str, typer.Argument(metavar="ROOT", help="Folder or URL under which stores lie.")],
-    as_json: Json = False,
-) -> None:
-    """List the stores under a root.
-
-    Example: head2toe list demo
-    """
-    from store.catalogue import list_stores
-
-    rows = list_stores(root)
-    if as_json:
-        print_json(rows)
-        return
-    print_table(
-        None,
-        ("store", "backbone", "data", "samples", "features", "size", "state"),
-        [
-            (
-                r["uri"],
-                str(r.get("backbone", "")),
-                str(r.get("data") or ""),
-                f"{sum(r['splits'].values()):,}" if "splits" in r else "",
-                f"{r['features']:,}" if "features" in r else "",
-                human_bytes(r["bytes"]) if "bytes" in r else "",
-                r["state"],
-            )
-            for r in rows
-        ],
-    )
-
-
-@app.command()
-def show(uri: StoreArgument, as_json: Json = False) -> None:
-    """Show what a store holds: identity, layers, selections and heads.
-
-    Example: head2toe show demo/<fingerprint>.zarr
-    """
-    from store import open_store
-    from store.results import list_results, read_result
-
-    store = open_store(uri, allow_incomplete=True)
-    missing = store.missing()
-    state = "incomplete" if missing else "complete"
-    layers = {layer.name: layer.n_features for layer in store.layers.values()}
-    selections, heads = (
-        [read_result(store, kind, name) for name in list_results(store, kind)] for kind in ("selections", "heads")
-    )
-    if as_json:
-        print_json(
-            {
-                **store.summary,
-                "state": state,
-                "missing": missing,
-                "layer_features": layers,
-                "provenance": store.provenance,
-                "selections": [{"digest": r.digest, **r.inputs, **r.facts} for r in selections],
-                "heads": [{"digest": r.digest, **r.inputs, **r.facts} for r in heads],
-            }
-        )
-        return
-    print_facts({**store.summary, "bytes": human_bytes(store.n_bytes), "state": state})
-    print_table("layers", ("layer", "features"), [(k, f"{v:,}") for k, v in layers.items()])
-    if selections:
-        rows = [
-            (r.digest, f"{r.inputs['keep']:,}", r.inputs["ranking"]["normalization"], f"{r.facts['support']:,}")
-            for r in selections
-        ]
-        print_table("selections", ("selection", "kept", "normalization", "support"), rows)
-    if heads:
-        trained = [
-            (r.digest, next(iter(r.inputs["features"].values())), f"{100 * r.facts['accuracy'].get('test', 0):.1f} %")
-            for r in heads
-        ]
-        print_table("heads", ("head", "features of", "test accuracy"), trained)
-
-
-@app.command()
-def verify(uri: StoreArgument, as_json: Json = False) -> None:
-    """Read everything in a store and name each block that is damaged or missing; exit code 2 if there is one.
-
-    Example: head2toe verify demo/<fingerprint>.zarr
-    """
-    from pipeline.verification import verify_store
-    from store import open_store
-
-    store = open_store(uri, allow_incomplete=True)
-    with ProgressBars() as progress:
-        problems = verify_store(store, progress)
-    if as_json:
-        print_json({"uri": store.uri, "problems": problems})
-    for problem in problems if not as_json else ():
-        typer.echo(problem)
-    if problems:
-        _fail(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found in {store.uri!r}.")
-    say(f"{store.uri} is complete and undamaged.")
 
 
 def _run(config: Head2ToeConfig, as_json: bool) -> None:
@@ -460,6 +355,9 @@ def _extraction_sentence(extracted: int, reused: int, seconds_saved: float) -> s
     if not reused:
         return f"extracted {extracted:,} samples."
     return f"extracted {extracted:,} samples; {reused:,} were in the store already, which saved {seconds_saved:.1f} s."
+
+
+register(app)
 
 
 def main() -> None:

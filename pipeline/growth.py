@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.datasets import ImageData, ImageSplit
 from store.activations import ActivationStore
 from store.errors import InvalidInputError
-from store.layout import ChunkRef, record_key
+from store.layout import ChunkRef, norms_key, record_key, row_checksums_key
 from store.local import LocalObjects
 from store.records import encode_record
 from store.spec import ExtractionSpec, Manifest
@@ -92,7 +92,7 @@ class Parent:
         """Make a block of the parent, which has the very same samples, a block of the grown store."""
         record = self.store.record(split, block)
         keys = [ChunkRef(split, n, c, block).key for n, layer in child.layers.items() for c in range(layer.n_chunks)]
-        for key in [*keys, f"{split}/norms/c/0/{block}"]:
+        for key in [*keys, norms_key(split, block), row_checksums_key(split, block)]:
             self._copy(child, key)
         child.objects.create(record_key(split, block), encode_record(record))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar, get_args
@@ -11,21 +9,22 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 
 from pipeline.compute import Progress, map_tasks
-from store import layout
+from store import hierarchy, layout
 from store.activations import ActivationStore
 from store.errors import Head2ToeError
+from store.hierarchy import METADATA
 from store.layout import ChunkRef, Split
 from store.records import BlockRecord, read_record
 from store.results import Kind, list_results, read_result, result_digest
-from store.spec import DIGEST_LENGTH
+from store.spec import Manifest
 
 What = Literal["block", "record", "metadata", "labels", "ids", "result"]
+_SAMPLES: dict[str, What] = {"labels": "labels", "ids": "ids"}
 MOST_NAMED = 3
 """Damaged chunks of one block that its sentence names."""
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-Map = Callable[[str, Callable[[Item], Value], Sequence[Item]], list[Value]]
 _DOES_NOT_HOLD = (Head2ToeError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -105,9 +104,12 @@ def verify_store(store: ActivationStore, progress: Progress | None = None) -> li
     for (name, block), parts in damage.items():
         more = f" and {len(parts) - MOST_NAMED:,} more chunks" if len(parts) > MOST_NAMED else ""
         sentences[name, block] = _damaged_block(name, block, "; ".join(parts[:MOST_NAMED]) + more)
+    documents = list(_check_documents(store))
+    # What is named as an object already is not named again for not reading back.
+    intact = [s for s in store.splits.values() if not any(p.name.startswith(f"{s.name}/") for p in documents)]
     return [
-        *_check_documents(store),
-        *(problem for split in store.splits.values() for problem in _check_samples(store, split)),
+        *documents,
+        *(problem for split in intact for problem in _check_samples(store, split)),
         *(sentences[split.name, block] for split, block in blocks if (split.name, block) in sentences),
         *_stray_records(store),
         *(p for p in each("verifying results", lambda r: _check_result(store, *r), _results(store)) if p is not None),
@@ -181,8 +183,10 @@ def _objects_of(store: ActivationStore, record: BlockRecord) -> Iterator[_Expect
         n_bytes = layer.chunk_features * split.block_samples * store.dtype.itemsize
         for chunk, checksum in enumerate(record.checksums[layer.name]):
             yield _Expected(at, ChunkRef(record.split, layer.name, chunk, record.block).key, n_bytes, checksum)
-    n_bytes = len(store.layers) * split.block_samples * np.dtype(np.float32).itemsize
-    yield _Expected(at, f"{record.split}/norms/c/0/{record.block}", n_bytes, record.norms_checksum)
+    norms = len(store.layers) * split.block_samples * np.dtype(np.float32).itemsize
+    yield _Expected(at, layout.norms_key(*at), norms, record.norms_checksum)
+    sums = store.n_features * np.dtype(np.uint32).itemsize
+    yield _Expected(at, layout.row_checksums_key(*at), sums, record.rows_checksum)
 
 
 def _check_object(store: ActivationStore, expected: _Expected) -> str | None:
@@ -218,45 +222,38 @@ def _stray_records(store: ActivationStore) -> Iterator[Problem]:
 
 
 def _check_documents(store: ActivationStore) -> Iterator[Problem]:
-    """Yield the metadata, labels and ids whose bytes are not those the root vouches for."""
+    """Yield the metadata, labels, ids and digests whose bytes are not those the root vouches for."""
     try:
-        attributes = json.loads(store.objects.read("zarr.json"))["attributes"]
-        vouched: dict[str, str] = dict(attributes.get("documents", {}))
+        vouched = dict(hierarchy.read_attributes(store.objects)["documents"])
     except _DOES_NOT_HOLD as error:
-        yield Problem("metadata", "zarr.json", _beyond_repair("'zarr.json' cannot be read", error))
+        yield Problem("metadata", METADATA, _beyond_repair("the root's metadata does not read back", error))
         return
-    for key, wanted in vouched.items():
+    for key, expected in vouched.items():
         try:
-            found = hashlib.sha256(store.objects.read(key)).hexdigest()[:DIGEST_LENGTH]
-        except OSError as error:
-            yield Problem("metadata", key, _beyond_repair(f"{key!r} is missing or cannot be read", error))
-            continue
-        if found != wanted:
-            yield Problem("metadata", key, _beyond_repair(f"{key!r} does not have the digest the root has of it"))
+            wrong = hierarchy.check_documents(store.objects, {key: expected})
+        except _DOES_NOT_HOLD:
+            wrong = [key]
+        if wrong:
+            split, _, name = key.partition("/c/")[0].rpartition("/")
+            what = _SAMPLES.get(name, "metadata") if split in store.splits else "metadata"
+            yield Problem(what, key, _beyond_repair(f"{key!r} is missing or not what was written"))
 
 
 def _check_samples(store: ActivationStore, split: Split) -> Iterator[Problem]:
-    """Yield what is wrong with a split's labels and ids."""
+    """Yield a problem if a split's labels, ids and content digests are not those its fingerprint stands for."""
     try:
-        labels = store.labels(split.name)
-        fits = labels.shape == (split.n_samples,) and bool(((labels >= 0) & (labels < len(store.class_names))).all())
-        if not fits:
-            yield Problem("labels", f"{split.name}/labels", _beyond_repair(f"labels of {split.name!r} do not fit it"))
+        manifest = Manifest(store.ids(split.name), store.labels(split.name), store.digests(split.name))
+        if manifest.spec() == store.spec.data.splits[split.name]:
+            return
+        sentence = f"labels, ids and digests of split {split.name!r} are not those of its manifest"
     except _DOES_NOT_HOLD as error:
-        sentence = _beyond_repair(f"labels of split {split.name!r} do not read back", error)
-        yield Problem("labels", f"{split.name}/labels", sentence)
-    try:
-        ids = store.ids(split.name)
-        if len(ids) != split.n_samples or len(set(ids)) != len(ids):
-            yield Problem("ids", f"{split.name}/ids", _beyond_repair(f"ids of split {split.name!r} do not fit it"))
-    except _DOES_NOT_HOLD as error:
-        sentence = _beyond_repair(f"ids of split {split.name!r} do not read back", error)
-        yield Problem("ids", f"{split.name}/ids", sentence)
+        sentence = f"labels, ids or digests of split {split.name!r} do not read back ({str(error).rstrip('.')})"
+    yield Problem("labels", split.name, _beyond_repair(sentence))
 
 
 def _beyond_repair(what: str, error: Exception | None = None) -> str:
-    why = f" ({str(error).rstrip('.')})" if error is not None and not isinstance(error, Head2ToeError) else ""
-    return f"{what}{why}; re-extraction does not mend this: restore it from a copy, or remove the store."
+    why = "" if error is None else f" ({str(error).partition(';')[0].rstrip('.')})"
+    return f"{what}{why}; --repair cannot mend this: restore it from a copy, or remove the store."
 
 
 def _results(store: ActivationStore) -> list[tuple[Kind, str]]:
@@ -268,8 +265,8 @@ def _check_result(store: ActivationStore, kind: Kind, name: str) -> Problem | No
     path = f"results/{kind}/{name}"
     try:
         result = read_result(store, kind, name)
-        whole = result.digest == name == result_digest(store, kind, result.inputs)
         how = "it does not have the digest of its inputs"
+        whole = result.digest == name == result_digest(store, kind, result.inputs)
     except _DOES_NOT_HOLD as error:
         whole, how = False, str(error).rstrip(".")
     if whole:

@@ -242,10 +242,7 @@ class ActivationStore:
         return values[: f1 - f0, : s1 - s0]
 
     def _damaged(self, ref: ChunkRef, how: str) -> DamagedStoreError:
-        return DamagedStoreError(
-            f"store {self.uri!r} is damaged: chunk {ref.key!r} {how}; delete the record "
-            f"{layout.record_key(ref.split, ref.block)!r} and extract again, only this block is redone."
-        )
+        return self._block_damaged(ref.split, ref.block, ref.key, f"(chunk) {how}")
 
     def columns(self, split: str, indices: ArrayLike, samples: slice = slice(None)) -> NDArray[np.float32]:
         """Return chosen features of a split, reading only their bytes.
@@ -272,7 +269,7 @@ class ActivationStore:
         InvalidInputError
             If indices are not integers, or the samples are not a contiguous range.
         DamagedStoreError
-            If a chunk is missing or too short.
+            If a chunk is missing or too short, or a feature's bytes are not those that were committed.
         """
         s = self.split(split)
         wanted = np.asarray(indices)
@@ -293,46 +290,84 @@ class ActivationStore:
         wanted = np.where(wanted < 0, wanted + p, wanted).astype(np.int64)
         out = np.empty((len(wanted), max(stop - start, 0)), np.float32)
         blocks = [b for b in range(s.n_blocks) if s.block_range(b)[0] < stop and s.block_range(b)[1] > start]
+        parts: list[tuple[ChunkRef, NDArray[np.int64], NDArray[np.intp]]] = []
         for layer, positions in layout.locate(tuple(self.layers.values()), wanted):
             local = wanted[positions] - layer.offset
             for chunk in np.unique(local // layer.chunk_features):
                 inside = local // layer.chunk_features == chunk
-                rows, targets = local[inside] - chunk * layer.chunk_features, positions[inside]
-                for block in blocks:
-                    values = self._rows(ChunkRef(s.name, layer.name, int(chunk), block), rows)
-                    s0, s1 = s.block_range(block)
-                    a, b = max(s0, start), min(s1, stop)
-                    out[targets, a - start : b - start] = values[:, a - s0 : b - s0]
+                rows = local[inside] - chunk * layer.chunk_features
+                parts += [(ChunkRef(s.name, layer.name, int(chunk), b), rows, positions[inside]) for b in blocks]
+        expected = self._row_checksums(s, wanted, blocks) if len(wanted) else {}
+        for (ref, _, targets), rows_read in zip(parts, self._read_rows(s, parts), strict=True):
+            if (layout.checksum_rows(rows_read) != expected[ref.block][targets]).any():
+                raise self._damaged(ref, "does not have the checksums per feature that were committed")
+            s0, s1 = s.block_range(ref.block)
+            a, b = max(s0, start), min(s1, stop)
+            out[targets, a - start : b - start] = rows_read.view(self.dtype)[:, a - s0 : b - s0]
         return out.T
 
-    def _rows(self, ref: ChunkRef, rows: NDArray[np.int64]) -> NDArray[Any]:
-        self.record(ref.split, ref.block)
-        row_bytes = self.splits[ref.split].block_samples * self.dtype.itemsize
+    def _read_rows(
+        self, split: Split, parts: Sequence[tuple[ChunkRef, NDArray[np.int64], NDArray[np.intp]]]
+    ) -> Iterator[NDArray[np.uint8]]:
+        found = self.objects.read_many(
+            [(ref.key, rows) for ref, rows, _ in parts], split.block_samples * self.dtype.itemsize
+        )
+        for ref, _, _ in parts:
+            try:
+                rows, n_bytes, n_requests = next(found)
+            except FileNotFoundError:
+                raise self._damaged(ref, "is missing") from None
+            except (IndexError, ValueError) as error:
+                raise self._damaged(ref, "is too short") from error
+            self.reads.add(n_bytes, n_requests)
+            yield rows
+
+    def _row_checksums(
+        self, split: Split, features: NDArray[np.int64], blocks: Sequence[int]
+    ) -> dict[int, NDArray[np.uint32]]:
+        missing = [b for b in blocks if (split.name, b) not in self._records and not self.is_committed(split.name, b)]
+        if missing:
+            raise self._incomplete({split.name: missing})
+        keys = [layout.row_checksums_key(split.name, b) for b in blocks]
+        found = self.objects.read_many([(key, features) for key in keys], np.dtype(np.uint32).itemsize)
+        sums = {}
+        for block, key in zip(blocks, keys, strict=True):
+            try:
+                rows, n_bytes, n_requests = next(found)
+            except (FileNotFoundError, IndexError, ValueError):
+                raise self._block_damaged(split.name, block, key, "is missing or too short") from None
+            self.reads.add(n_bytes, n_requests)
+            sums[block] = rows.view("<u4")[:, 0]
+        return sums
+
+    def row_checksums(self, split: str, block: int) -> NDArray[np.uint32]:
+        """Return a block's CRC-32C per feature, verified against its commit record, shape (feature,)."""
+        return self._block_values(split, block, layout.row_checksums_key(split, block), "rows_checksum").view("<u4")
+
+    def _block_values(self, split: str, block: int, key: str, checksum: str) -> NDArray[np.uint8]:
+        record = self.record(split, block)
         try:
-            raw, n_bytes, n_requests = self.objects.read_rows(ref.key, rows, row_bytes)
+            payload = self.objects.load(key)[: -layout.CRC_BYTES]
         except FileNotFoundError:
-            raise self._damaged(ref, "is missing") from None
-        except (IndexError, ValueError) as error:
-            raise self._damaged(ref, "is too short") from error
-        self.reads.add(n_bytes, n_requests)
-        return raw.view(self.dtype)
+            raise self._block_damaged(split, block, key, "is missing") from None
+        if layout.crc32c(payload) != getattr(record, checksum):
+            raise self._block_damaged(split, block, key, "does not have the checksum that was committed")
+        return payload
+
+    def _block_damaged(self, split: str, block: int, key: str, how: str) -> DamagedStoreError:
+        return DamagedStoreError(
+            f"store {self.uri!r} is damaged: {key!r} {how}; `head2toe verify --repair` marks block {block} of split "
+            f"{split!r} for the same extraction to redo."
+        )
 
     def norms(self, split: str) -> NDArray[np.float32]:
         """Return the L2 norm of each layer's vector per sample, shape (layer, sample)."""
         s = self.split(split)
         out = np.empty((len(self.layers), s.n_samples), np.float32)
         for block in range(s.n_blocks):
-            record = self.record(split, block)
-            key = f"{split}/norms/c/0/{block}"
-            try:
-                payload = memoryview(self.objects.read(key))[: -layout.CRC_BYTES]
-            except FileNotFoundError:
-                payload = memoryview(b"")
-            if layout.crc32c(payload) != record.norms_checksum:
-                raise DamagedStoreError(f"store {self.uri!r} is damaged: {key!r} is not what was committed.")
             s0, s1 = s.block_range(block)
-            values = np.frombuffer(payload, "<f4").reshape(len(self.layers), s.block_samples)
-            out[:, s0:s1] = values[:, : s1 - s0]
+            payload = self._block_values(split, block, layout.norms_key(split, block), "norms_checksum")
+            out[:, s0:s1] = payload.view("<f4").reshape(len(self.layers), s.block_samples)[:, : s1 - s0]
         return out
 
     # ---------------------------------------------------------------- views for people

@@ -115,7 +115,8 @@ def list_stores(root: str | os.PathLike[str], **options: Any) -> list[dict[str, 
     names = _names(objects)
     if not names:
         raise StoreNotFoundError(
-            f"{os.fspath(root)!r} does not exist or is empty; `head2toe extract --root {os.fspath(root)}` makes a store."
+            f"{os.fspath(root)!r} does not exist or is empty; `head2toe extract --root {os.fspath(root)}` makes a "
+            "store."
         )
     if METADATA in names:
         raise StoreNotFoundError(f"{os.fspath(root)!r} is a store itself, not a root; use `head2toe show` for it.")
@@ -490,7 +491,7 @@ def _check_removal(objects: Objects, attributes: Mapping[str, Any], counts: Mapp
     if attributes and attributes.get("format_version") != FORMAT_VERSION:
         refuse(f"has format version {attributes.get('format_version')!r}, which this release does not know")
     if counts["selections"] or counts["heads"]:
-        parts = [_counted(counts[k], k) for k in ("selections", "heads") if counts[k]]  # type: ignore[index]
+        parts = [_counted(counts[kind], kind) for kind in RESULT_KINDS if kind != "statistics" and counts[kind]]
         refuse(f"has {' and '.join(parts)}")
     claimed = sum(
         bool(objects.names(f"claims/{s}/{b}")) for s in _names(objects, "claims") for b in objects.names(f"claims/{s}")
@@ -509,9 +510,10 @@ def _check_removal(objects: Objects, attributes: Mapping[str, Any], counts: Mapp
 def _mark(objects: Objects, fingerprint: str | None) -> None:
     try:
         objects.write(REMOVING, [canonical_json({"format": FORMAT, "fingerprint": fingerprint}).encode()])
-    except OSError as error:
+    except (OSError, InvalidInputError) as error:
         # A full disk must not keep anyone from making room.
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
 
 

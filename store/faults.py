@@ -78,12 +78,12 @@ def cause_of(error: BaseException) -> Cause:
     by_code = (
         (Cause.NO_BUCKET, code in {"NoSuchBucket", "InvalidBucketName"}),
         (Cause.WRONG_CREDENTIALS, code in _WRONG),
-        (Cause.SHORT, code in {"InvalidRange", "416"}),
+        (Cause.SHORT, isinstance(error, ShortError) or code in {"InvalidRange", "416"}),
         (Cause.UNSUPPORTED, code in {"NotImplemented", "501"} or isinstance(error, NotImplementedError)),
         (Cause.PASSING, code in _PASSING_CODES or status in {408, 409, 429} or status >= 500),
         (Cause.ABSENT, isinstance(error, FileNotFoundError)),
         (Cause.DENIED, isinstance(error, PermissionError) or status in {401, 403}),
-        (Cause.PASSING, isinstance(error, (TimeoutError, ConnectionError, ShortError)) or bool(names & _PASSING_NAMES)),
+        (Cause.PASSING, isinstance(error, (TimeoutError, ConnectionError)) or bool(names & _PASSING_NAMES)),
     )
     return next((cause for cause, holds in by_code if holds), Cause.OTHER)
 

@@ -31,7 +31,7 @@ class Blank:
     shape, chunks : tuple of int
         Shape of the array and of its chunks.
     dtype : str
-        Floating-point numpy type; absent chunks read as NaN, never as zero.
+        Numpy type; absent chunks of a floating-point type read as NaN, never as zero.
     dimensions : tuple of str
         Name per dimension.
     """
@@ -90,7 +90,7 @@ def documents(nodes: Mapping[str, Node], attributes: Mapping[str, Any]) -> dict[
                 serializer=BytesCodec(endian="little"),
                 compressors=[Crc32cCodec()],
                 filters=None,
-                fill_value=np.nan,
+                fill_value=np.nan if np.dtype(node.dtype).kind == "f" else 0,
                 dimension_names=node.dimensions,
             )
         else:

@@ -104,6 +104,16 @@ def layer_path(split: str, layer: str) -> str:
     return f"{split}/layers/{layer}"
 
 
+def norms_key(split: str, block: int) -> str:
+    """Return the key of a block's layer norms."""
+    return f"{split}/norms/c/0/{block}"
+
+
+def row_checksums_key(split: str, block: int) -> str:
+    """Return the key of a block's checksums, one per feature."""
+    return f"{split}/row_checksums/c/0/{block}"
+
+
 def record_key(split: str, block: int) -> str:
     """Return the key of a block's commit record."""
     return f"blocks/{split}/{block:06d}.json"
@@ -192,6 +202,11 @@ def encode(values: NDArray[np.generic], shape: tuple[int, int]) -> tuple[memoryv
     little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     view = little.reshape(-1).view(np.uint8).data
     return view, crc32c(view).to_bytes(CRC_BYTES, "little")
+
+
+def checksum_rows(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Return the CRC-32C of each row of bytes, shape (row,), so that features read one by one can be verified."""
+    return np.fromiter(map(google_crc32c.value, rows), np.uint32, len(rows))
 
 
 def crc32c(data: bytes | memoryview | NDArray[np.uint8]) -> int:

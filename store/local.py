@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import shutil
 import threading
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 UNFINISHED = ".unfinished"
 STALE_SECONDS = 3600
+FEW_ROWS = 64
+"""Rows per file up to which reading each is faster than mapping the file."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
@@ -64,10 +67,26 @@ class LocalObjects:
         return np.fromfile(self.root / key, np.uint8)
 
     def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> RowsRead:
-        """Gather rows through a memory map, so that only the pages of those rows are touched."""
-        mapped = np.memmap(self.root / key, dtype=np.uint8, mode="r")
-        whole = mapped[: len(mapped) // row_bytes * row_bytes].reshape(-1, row_bytes)
-        return np.asarray(whole[rows]), len(rows) * row_bytes, 1
+        """Read a few rows one by one, many through a memory map: either way only those rows are touched."""
+        # The plain calls: np.memmap and pathlib take several times as long as the reading itself.
+        descriptor = os.open(f"{self.uri}/{key}", os.O_RDONLY)
+        try:
+            n_rows = os.fstat(descriptor).st_size // row_bytes
+            if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < n_rows:
+                raise IndexError(f"{key!r} holds {n_rows} rows")
+            if len(rows) <= FEW_ROWS:
+                values = np.empty((len(rows), row_bytes), np.uint8)
+                flat = memoryview(values.reshape(-1))
+                for number, row in enumerate(rows.tolist()):
+                    os.preadv(descriptor, [flat[number * row_bytes : (number + 1) * row_bytes]], row * row_bytes)
+                return values, values.size, 1
+            with mmap.mmap(descriptor, n_rows * row_bytes, access=mmap.ACCESS_READ) as mapped:
+                whole = np.frombuffer(mapped, np.uint8).reshape(n_rows, row_bytes)
+                values = whole[rows]
+                del whole  # a map cannot be closed while an array looks into it
+        finally:
+            os.close(descriptor)
+        return values, len(rows) * row_bytes, 1
 
     def read_many(self, requests: Sequence[RowRequest], row_bytes: int) -> Iterator[RowsRead]:
         """Gather rows file by file, each only when it is asked for."""

@@ -28,6 +28,8 @@ class BlockRecord(Frozen):
         CRC-32C per chunk along the feature dimension, by layer.
     norms_checksum : int
         CRC-32C of the block's chunk of layer norms.
+    rows_checksum : int
+        CRC-32C of the block's chunk of checksums per feature.
     finite : bool
         Whether every value is finite; writers refuse blocks that are not.
     seconds : dict
@@ -40,6 +42,7 @@ class BlockRecord(Frozen):
     stop: int
     checksums: dict[str, tuple[int, ...]]
     norms_checksum: int
+    rows_checksum: int
     finite: bool = True
     seconds: dict[str, float] = Field(default_factory=dict)
 

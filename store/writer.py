@@ -113,6 +113,15 @@ class StoreWriter:
                 )
                 for c in range(layer.n_chunks)
             ]
+        row_bytes = s.block_samples * store.dtype.itemsize
+        sums = [
+            layout.checksum_rows(np.frombuffer(view, np.uint8).reshape(-1, row_bytes)[: stop - start])
+            for layer in store.layers.values()
+            for (start, stop), (_, view, _) in zip(
+                map(layer.chunk_range, range(layer.n_chunks)), encoded[layer.name], strict=True
+            )
+        ]
+        rows_view, rows_crc = layout.encode(np.concatenate(sums)[:, None], (store.n_features, 1))
         norms_view, norms_crc = layout.encode(norms, (len(norms), s.block_samples))
         record = BlockRecord(
             split=split,
@@ -121,6 +130,7 @@ class StoreWriter:
             stop=stop,
             checksums={n: tuple(int.from_bytes(crc, "little") for *_, crc in e) for n, e in encoded.items()},
             norms_checksum=int.from_bytes(norms_crc, "little"),
+            rows_checksum=int.from_bytes(rows_crc, "little"),
         )
         committed = self._committed(record)
         if committed is not None:
@@ -129,7 +139,8 @@ class StoreWriter:
         for chunks in encoded.values():
             for key, payload, crc in chunks:
                 store.objects.write(key, [payload, crc])
-        store.objects.write(f"{split}/norms/c/0/{block}", [norms_view, norms_crc])
+        store.objects.write(layout.norms_key(split, block), [norms_view, norms_crc])
+        store.objects.write(layout.row_checksums_key(split, block), [rows_view, rows_crc])
         spent = {**(seconds or {}), "write": time.perf_counter() - began}
         record = record.model_copy(update={"seconds": {k: round(v, 4) for k, v in spent.items()}})
         if not store.objects.create(layout.record_key(split, block), encode_record(record)):
@@ -244,6 +255,10 @@ def create_store(
         nodes[f"{s.name}/ids"] = Filled(list(manifests[s.name].ids), ("sample",))
         chunk = (len(planned_layers), s.block_samples)
         nodes[f"{s.name}/norms"] = Blank((len(planned_layers), s.n_samples), chunk, "float32", ("layer", "sample"))
+        n_features = sum(layers.values())
+        nodes[f"{s.name}/row_checksums"] = Blank(
+            (n_features, s.n_blocks), (n_features, 1), "uint32", ("feature", "block")
+        )
         for layer in planned_layers:
             nodes[layout.layer_path(s.name, layer.name)] = Blank(
                 (layer.n_features, s.n_samples),

@@ -70,7 +70,8 @@ def test_columns_refuse_what_numpy_refuses(store) -> None:
 def test_columns_read_only_the_bytes_of_the_selected_features(store) -> None:
     store.reads.reset()
     store.columns("train", [3, 50, 100])
-    assert store.reads.n_bytes == 3 * 90 * 2
+    checksums = 3 * 3 * 4  # one of four bytes per feature and block, by which each column is verified
+    assert store.reads.n_bytes == 3 * 90 * 2 + checksums
 
 
 def test_plain_zarr_and_xarray_read_the_same_numbers_without_this_code(store, values) -> None:
@@ -177,6 +178,17 @@ def test_a_flipped_bit_is_never_returned_by_a_full_read(store) -> None:
     path.write_bytes(raw)
     with pytest.raises(DamagedStoreError, match=r"train/layers/blocks.0/c/0/1.*checksum"):
         open_store(store.uri).read_chunk(ref)
+
+
+def test_a_flipped_bit_is_never_returned_by_columns_and_undamaged_ones_still_are(store, values) -> None:
+    path = Path(store.uri) / ChunkRef("train", "blocks.0", 0, 1).key
+    raw = bytearray(path.read_bytes())
+    raw[5 * 30 * 2 + 7] ^= 16  # feature 5 of the layer; blocks hold 30 samples of 2 bytes
+    path.write_bytes(raw)
+    damaged = open_store(store.uri)
+    with pytest.raises(DamagedStoreError, match=r"train/layers/blocks.0/c/0/1.*checksums per feature"):
+        damaged.columns("train", [7 + 4, 7 + 5])
+    np.testing.assert_array_equal(damaged.columns("train", [7 + 4])[:, 0], values["train"][:, 7 + 4])
 
 
 def test_absent_short_and_swapped_chunks_are_damage_not_data(store) -> None:

@@ -1,0 +1,460 @@
+"""Import: a store from activations that were computed elsewhere, identified by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.compute import Progress
+from store import layout
+from store.errors import InvalidInputError, NotFiniteError, suggest
+from store.objects import join
+from store.spec import DIGEST_LENGTH, DataSpec, DTypeName, ImportSpec, Manifest, fingerprint
+from store.writer import create_store
+
+LABELS, IDS = "labels", "ids"
+DEFAULT_SPLIT = "train"
+MAX_CLASSES = 1_000_000
+"""Labels above this are not class indices but something else, such as identifiers."""
+READ_BYTES = 64 * 2**20
+"""What is held at a time while contents are digested."""
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+
+
+class Rows(Protocol):
+    """One layer's values by sample: a two-dimensional array, or anything that is sliced like one by its rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of samples and of features."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Return some samples, shape (sample, feature)."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did.
+
+    Attributes
+    ----------
+    uri : str
+        Where the store is.
+    fingerprint : str
+        Its identity.
+    imported : int
+        Samples written by this call.
+    reused : int
+        Samples whose blocks were there already.
+    seconds : float
+        Time of this call.
+    """
+
+    uri: str
+    fingerprint: str
+    imported: int
+    reused: int
+    seconds: float
+
+
+def import_arrays(
+    arrays: Mapping[str, Mapping[str, Rows]],
+    labels: Mapping[str, ArrayLike],
+    root: str | os.PathLike[str],
+    *,
+    ids: Mapping[str, ArrayLike] | None = None,
+    class_names: Sequence[str] | None = None,
+    dtype: DTypeName = "float16",
+    embedding: str | None = None,
+    data: str = "arrays",
+    block_samples: int | None = None,
+    progress: Progress | None = None,
+) -> Imported:
+    """Write a store of activations made elsewhere under `root`, or only what is missing of it.
+
+    The arrays are read twice, some samples at a time: once for the digest of their content, which names the store,
+    and once to write the blocks that are not there. Nothing is written if anything in them cannot be used.
+
+    Parameters
+    ----------
+    arrays : mapping of str to mapping of str to array, shape (sample, feature)
+        By split, then by layer; layers in order of depth, the same in every split. Memory maps and the like stay on
+        disk, since only consecutive rows are taken.
+    labels : mapping of str to array_like of int, shape (sample,)
+        Class indices by split.
+    root : str or path
+        Folder or URL under which stores lie.
+    ids : mapping of str to array_like, optional
+        Unique names of the samples by split; numbers if not given.
+    class_names : sequence of str, optional
+        Name per class index; numbers if not given.
+    dtype : {"float16", "float32"}
+        Type of the stored values.
+    embedding : str, optional
+        Layer that the Linear baseline uses; not part of the identity.
+    data : str
+        What to call the data; not part of the identity.
+    block_samples : int, optional
+        Samples per block at most; chosen from the width of the layers if not given.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+
+    Returns
+    -------
+    Imported
+        Where the store is and how much of it was written.
+
+    Raises
+    ------
+    InvalidInputError
+        If shapes, types, labels, ids or names cannot be used, or the place is not writable.
+    NotFiniteError
+        If a value is not a number, or overflows `dtype`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pipeline.importing import import_arrays
+    >>> layers = {"conv": np.ones((2, 3), "float32"), "head": np.eye(2, dtype="float32")}
+    >>> done = import_arrays({"train": layers}, {"train": [0, 1]}, "memory://imported")
+    >>> done.imported
+    2
+    """
+    start = time.perf_counter()
+    layers, sizes = _check_arrays(arrays)
+    if embedding is not None and embedding not in layers:
+        raise InvalidInputError(f"embedding {embedding!r} is not a layer of the data; {suggest(embedding, layers)}")
+    odd = sorted((labels.keys() | (ids or {}).keys()) - arrays.keys())
+    if odd:
+        raise InvalidInputError(f"split {odd[0]!r} has labels or ids but no layers.")
+    checked = {split: _check_labels(split, labels.get(split), n, class_names) for split, n in sizes.items()}
+    named = {split: _check_ids(split, (ids or {}).get(split), n) for split, n in sizes.items()}
+    # Refuses names and sizes that a store cannot have before anything is read.
+    layout.plan_layers(layers, sizes, np.dtype(dtype).itemsize, block_samples)
+    manifests = {}
+    for split, n in sizes.items():
+        ordered = {layer: arrays[split][layer] for layer in layers}
+        manifests[split] = Manifest(named[split], checked[split], _digests(split, ordered, n, dtype, progress))
+    if class_names is None:
+        class_names = [str(c) for c in range(max(int(y.max()) for y in checked.values()) + 1)]
+    spec = ImportSpec(
+        layers=layers,
+        dtype=dtype,
+        data=DataSpec(splits={s: m.spec() for s, m in manifests.items()}, class_names=tuple(class_names)),
+        # Canonical JSON sorts names, and the order of layers is part of what is stored.
+        identity={"layer_order": list(layers)},
+    )
+    writer = create_store(
+        join(root, f"{fingerprint(spec)}.zarr"),
+        layers,
+        sizes,
+        manifests=manifests,
+        class_names=class_names,
+        dtype=dtype,
+        spec=spec,
+        provenance={
+            "data": data,
+            "weights": None,
+            "embedding": embedding,
+            "versions": {name: version(name) for name in ("numpy", "zarr")},
+        },
+        block_samples=block_samples,
+    )
+    store = writer.store
+    todo = [(split, *store.splits[split].block_range(b), b) for split, found in writer.missing().items() for b in found]
+    total, done = sum(stop - first for _, first, stop, _ in todo), 0
+    for split, first, stop, block in todo:
+        clock = time.perf_counter()
+        # Transposed views: the writer turns one chunk at a time.
+        values = {layer: _cast(arrays[split][layer][first:stop], store.dtype).T for layer in layers}
+        try:
+            writer.write_block(split, block, values, {"read": time.perf_counter() - clock})
+        except OSError as error:
+            raise InvalidInputError(
+                f"cannot write to {store.uri!r}: {error.strerror or error}; what is written stays: import again to "
+                "go on."
+            ) from error
+        done += stop - first
+        if progress:
+            progress("writing samples", done, total)
+    return Imported(store.uri, store.fingerprint, total, sum(sizes.values()) - total, time.perf_counter() - start)
+
+
+def import_file(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    *,
+    class_names: Sequence[str] | None = None,
+    dtype: DTypeName = "float16",
+    embedding: str | None = None,
+    block_samples: int | None = None,
+    progress: Progress | None = None,
+) -> Imported:
+    """Import an ``.npz`` file, as `numpy.savez` and `numpy.savez_compressed` write them.
+
+    Its arrays are named ``<split>/<layer>``, ``<split>/labels`` and, optionally, ``<split>/ids``; without a slash in
+    any name there is one split, ``train``. Rows are decompressed as they are needed; an array in Fortran order is
+    held whole. No pickle is ever loaded.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    root, class_names, dtype, embedding, block_samples, progress
+        As for `import_arrays`.
+
+    Returns
+    -------
+    Imported
+        Where the store is and how much of it was written.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file is not such a file, is damaged, or holds what `import_arrays` refuses.
+    NotFiniteError
+        If a value is not a number, or overflows `dtype`.
+    """
+    with ExitStack() as stack:
+        archive = stack.enter_context(_open_archive(Path(path)))
+        arrays, labels, ids = _sort(archive, str(path), stack)
+        return import_arrays(
+            arrays,
+            labels,
+            root,
+            ids=ids,
+            class_names=class_names,
+            dtype=dtype,
+            embedding=embedding,
+            data=Path(path).name,
+            block_samples=block_samples,
+            progress=progress,
+        )
+
+
+# -------------------------------------------------------------------- checks
+
+
+def _check_arrays(arrays: Mapping[str, Mapping[str, Rows]]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return features by layer and samples by split of arrays that fit each other."""
+    if not arrays:
+        raise InvalidInputError("there are no arrays to import.")
+    first, layers = next(iter(arrays)), dict[str, int]()
+    sizes = dict[str, int]()
+    for split, members in arrays.items():
+        if not members:
+            raise InvalidInputError(f"split {split!r} has no layers.")
+        if split != first and members.keys() != arrays[first].keys():
+            odd = min(members.keys() ^ arrays[first].keys())
+            raise InvalidInputError(f"layer {odd!r} is not in both split {first!r} and split {split!r}.")
+        for layer, values in members.items():
+            name = f"array '{split}/{layer}'"
+            if values.dtype.kind not in "fiu":
+                raise InvalidInputError(f"{name} holds {values.dtype}; activations must be numbers.")
+            if len(values.shape) != 2:
+                raise InvalidInputError(
+                    f"{name} has shape {values.shape}; it must have two dimensions, (sample, feature)."
+                )
+            n, features = values.shape
+            if sizes.setdefault(split, n) != n:
+                raise InvalidInputError(f"{name} has {n} samples, but the layers before it have {sizes[split]}.")
+            if split == first:
+                layers[layer] = features
+            elif layers[layer] != features:
+                raise InvalidInputError(f"{name} has {features} features, but {layers[layer]} in split {first!r}.")
+        if sizes[split] == 0:
+            raise InvalidInputError(f"split {split!r} has no samples.")
+    return layers, sizes
+
+
+def _check_labels(split: str, values: ArrayLike | None, n: int, class_names: Sequence[str] | None) -> NDArray[np.int64]:
+    if values is None:
+        raise InvalidInputError(f"split {split!r} has no labels; give '{split}/{LABELS}' of shape (sample,).")
+    labels = np.asarray(values)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InvalidInputError(
+            f"labels of split {split!r} have shape {labels.shape} of {labels.dtype}; they must be whole numbers, one "
+            "per sample."
+        )
+    if len(labels) != n:
+        raise InvalidInputError(f"split {split!r} has {n} samples but {len(labels)} labels.")
+    if labels.min() < 0:
+        raise InvalidInputError(f"split {split!r} has the negative label {labels.min()}; classes count from 0.")
+    n_classes = MAX_CLASSES if class_names is None else len(class_names)
+    if labels.max() >= n_classes:
+        known = f"there are {n_classes} class names" if class_names is not None else "classes count from 0"
+        raise InvalidInputError(f"split {split!r} has the label {labels.max()}, but {known}.")
+    return labels.astype(np.int64)
+
+
+def _check_ids(split: str, values: ArrayLike | None, n: int) -> list[str]:
+    if values is None:
+        return [f"{i:08d}" for i in range(n)]
+    ids = np.asarray(values)
+    if ids.ndim != 1 or ids.dtype.kind not in "USiu" or len(ids) != n:
+        raise InvalidInputError(
+            f"ids of split {split!r} have shape {ids.shape} of {ids.dtype}; they must be {n} names, one per sample."
+        )
+    return [i.decode("utf-8", "replace") if isinstance(i, bytes) else str(i) for i in ids.tolist()]
+
+
+# -------------------------------------------------------------------- contents
+
+
+def _digests(split: str, layers: Mapping[str, Rows], n: int, dtype: DTypeName, progress: Progress | None) -> list[str]:
+    """Return the digest of each sample's values as they will be stored, over all layers in order."""
+    stored = np.dtype(dtype).newbyteorder("<")
+    widths = [values.shape[1] for values in layers.values()]
+    step = max(1, READ_BYTES // (stored.itemsize * max(sum(widths), 1)))
+    found: list[str] = []
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        whole = np.empty((stop - start, sum(widths)), stored)
+        offset = 0
+        for (name, values), width in zip(layers.items(), widths, strict=True):
+            given = values[start:stop]
+            part = _cast(given, stored)
+            if not np.isfinite(part).all():
+                raise NotFiniteError(_not_finite(split, name, given, part, start))
+            whole[:, offset : offset + width] = part
+            offset += width
+        found += [hashlib.sha256(row.data).hexdigest()[:DIGEST_LENGTH] for row in whole]
+        if progress:
+            progress(f"reading split {split}", stop, n)
+    return found
+
+
+def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    # Overflow is looked for afterwards, and told with its place.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values).astype(dtype)
+
+
+def _not_finite(split: str, layer: str, given: NDArray[Any], cast: NDArray[Any], start: int) -> str:
+    bad = ~np.isfinite(cast).all(axis=1)
+    where = f"layer {layer!r}, first at sample {start + int(np.argmax(bad))} of split {split!r}"
+    if not np.isfinite(given).all():
+        return f"not every value is a finite number in {where}; nothing was written."
+    advice = "import with --dtype float32" if cast.dtype.itemsize == 2 else "scale the activations down"
+    return f"values overflow {cast.dtype.name} in {where}; {advice}, nothing was written."
+
+
+# -------------------------------------------------------------------- .npz files
+
+
+def _open_archive(path: Path) -> zipfile.ZipFile:
+    """Open an ``.npz`` file; what is wrong with it is told in one sentence."""
+    try:
+        if path.is_file() and path.stat().st_size == 0:
+            raise InvalidInputError(f"{str(path)!r} is empty.")
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise InvalidInputError(f"{str(path)!r} does not exist.") from None
+    except (zipfile.BadZipFile, IsADirectoryError):
+        raise InvalidInputError(
+            f"{str(path)!r} is not an .npz file, a zip archive of arrays as numpy.savez writes it, or is cut short."
+        ) from None
+    except OSError as error:
+        raise InvalidInputError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+
+
+def _sort(
+    archive: zipfile.ZipFile, path: str, stack: ExitStack
+) -> tuple[dict[str, dict[str, Rows]], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return layers, labels and ids by split."""
+    names = archive.namelist()
+    if not names:
+        raise InvalidInputError(f"{path!r} holds no arrays.")
+    for name in names:
+        if not name.endswith(".npy") or names.count(name) > 1:
+            raise InvalidInputError(f"{path!r} holds {name!r}, which is not an array or is there twice.")
+    keys = [name.removesuffix(".npy") for name in names]
+    with_split = [key for key in keys if "/" in key]
+    if with_split and len(with_split) < len(keys):
+        odd = next(key for key in keys if "/" not in key)
+        raise InvalidInputError(
+            f"{path!r} holds both {odd!r} and {with_split[0]!r}; name all arrays '<split>/<layer>', or none."
+        )
+    arrays: dict[str, dict[str, Rows]] = {}
+    labels: dict[str, NDArray[Any]] = {}
+    ids: dict[str, NDArray[Any]] = {}
+    for key in keys:
+        split, _, layer = key.rpartition("/") if with_split else (DEFAULT_SPLIT, "", key)
+        member = _Member(archive, key, path, stack)
+        if layer == LABELS:
+            labels[split] = member.whole()
+        elif layer == IDS:
+            ids[split] = member.whole()
+        else:
+            arrays.setdefault(split, {})[layer] = member
+    if not arrays:
+        raise InvalidInputError(f"{path!r} holds no layers, only {', '.join(map(repr, sorted(keys)))}.")
+    return arrays, labels, ids
+
+
+class _Member:
+    """An array inside an archive, of which rows are read one after the other without unpacking all of it."""
+
+    def __init__(self, archive: zipfile.ZipFile, key: str, path: str, stack: ExitStack) -> None:
+        self._archive, self._name, self._key, self._path = archive, f"{key}.npy", key, path
+        with self._telling():
+            self._file = stack.enter_context(archive.open(self._name))
+            major, _ = npy.read_magic(self._file)
+            if major not in {1, 2}:
+                raise ValueError(f"version {major} of the array format is not supported")
+            read_header = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
+            self.shape, self._fortran, self.dtype = read_header(self._file)
+            self._data = self._file.tell()
+        if self.dtype.hasobject:
+            raise InvalidInputError(
+                f"array {key!r} of {path!r} holds Python objects, which are never loaded; save it as numbers or as "
+                "strings."
+            )
+        self._held: NDArray[Any] | None = None
+
+    def whole(self) -> NDArray[Any]:
+        """Return all of the array."""
+        with self._telling(), self._archive.open(self._name) as file:
+            return np.asarray(npy.read_array(file, allow_pickle=False))
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Return consecutive rows."""
+        start, stop, _ = rows.indices(self.shape[0])
+        if self._fortran:
+            if self._held is None:
+                self._held = self.whole()
+            return self._held[start:stop]
+        row_bytes = self.dtype.itemsize * self.shape[1]
+        with self._telling():
+            self._file.seek(self._data + start * row_bytes)
+            raw = self._file.read((stop - start) * row_bytes)
+            if len(raw) != (stop - start) * row_bytes:
+                raise EOFError(f"it ends after {len(raw):,} of {(stop - start) * row_bytes:,} bytes")
+            # The archive's own checksum is looked at only on reading past the end.
+            if stop == self.shape[0] and self._file.read(1):
+                raise ValueError("it is longer than its header says")
+        return np.frombuffer(raw, self.dtype).reshape(stop - start, self.shape[1])
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except _DAMAGED as error:
+            raise InvalidInputError(f"array {self._key!r} of {self._path!r} is damaged: {error}.") from error

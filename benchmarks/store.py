@@ -79,7 +79,9 @@ def opening(folder: Path) -> list[dict]:
     checksums = {layer.name: (0,) * layer.n_chunks for layer in writer.store.layers.values()}
     for block in range(split.n_blocks):
         start, stop = split.block_range(block)
-        record = BlockRecord(split="train", block=block, start=start, stop=stop, checksums=checksums, norms_checksum=0)
+        record = BlockRecord(
+            split="train", block=block, start=start, stop=stop, checksums=checksums, norms_checksum=0, rows_checksum=0
+        )
         writer.store.objects.create(f"blocks/train/{block:06d}.json", encode_record(record))
     tracemalloc.start()
     start_time = time.perf_counter()

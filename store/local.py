@@ -76,10 +76,12 @@ class LocalObjects:
                 raise IndexError(f"{key!r} holds {n_rows} rows")
             if len(rows) <= FEW_ROWS:
                 values = np.empty((len(rows), row_bytes), np.uint8)
-                flat = memoryview(values.reshape(-1))
+                flat = values.reshape(-1).data
                 for number, row in enumerate(rows.tolist()):
                     os.preadv(descriptor, [flat[number * row_bytes : (number + 1) * row_bytes]], row * row_bytes)
                 return values, values.size, 1
+            if len(rows) and (rows.max() >= n_rows or rows.min() < 0):
+                raise IndexError(f"{key!r} holds {n_rows:,} rows, not all that were asked for")
             with mmap.mmap(descriptor, n_rows * row_bytes, access=mmap.ACCESS_READ) as mapped:
                 whole = np.frombuffer(mapped, np.uint8).reshape(n_rows, row_bytes)
                 values = whole[rows]

@@ -288,7 +288,7 @@ class ActivationStore:
         if step != 1:
             raise InvalidInputError(f"samples must be a contiguous range, not step {step}.")
         wanted = np.where(wanted < 0, wanted + p, wanted).astype(np.int64)
-        out = np.empty((len(wanted), max(stop - start, 0)), np.float32)
+        out = np.empty((len(wanted), max(stop - start, 0)), self.dtype)
         blocks = [b for b in range(s.n_blocks) if s.block_range(b)[0] < stop and s.block_range(b)[1] > start]
         parts: list[tuple[ChunkRef, NDArray[np.int64], NDArray[np.intp]]] = []
         for layer, positions in layout.locate(tuple(self.layers.values()), wanted):
@@ -304,7 +304,7 @@ class ActivationStore:
             s0, s1 = s.block_range(ref.block)
             a, b = max(s0, start), min(s1, stop)
             out[targets, a - start : b - start] = rows_read.view(self.dtype)[:, a - s0 : b - s0]
-        return out.T
+        return out.astype(np.float32, copy=False).T
 
     def _read_rows(
         self, split: Split, parts: Sequence[tuple[ChunkRef, NDArray[np.int64], NDArray[np.intp]]]

@@ -52,7 +52,7 @@ def test_every_flipped_bit_of_a_block_is_found_wherever_it_is(store) -> None:
     root = Path(store.uri)
     keys = [ref.key for split in SPLITS for ref in store.chunks(split)]
     keys += [f"train/norms/c/0/{b}" for b in range(3)] + [f"train/row_checksums/c/0/{b}" for b in range(3)]
-    for key in rng.choice(keys, 20, replace=False):
+    for key in map(str, rng.permutation(keys)[:12]):
         whole = (root / key).read_bytes()
         # The last four bytes are the checksum that plain Zarr looks at.
         flip(root / key, int(rng.choice([rng.integers(len(whole)), len(whole) - 1])))

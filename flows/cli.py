@@ -78,6 +78,7 @@ TargetSizes = Annotated[
 ]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the backbone's own.")]
 ClsTokenOption = Annotated[ClsToken, typer.Option(help="What becomes of prefix tokens.")]
+DATA_HELP = "'digits', an .npz file, or a folder: <class>/…, or train/<class>/… and test/<class>/…, or VTAB-1k lists."
 DEFAULT_TAPS, NO_PATTERNS, DEFAULT_TARGET_SIZES = ["head2toe"], list[str](), [512]
 
 
@@ -173,7 +174,7 @@ def taps(
 @app.command()
 def extract(
     backbone: Annotated[str, typer.Option(help="timm model name, such as resnet50.a1_in1k.")],
-    data: Annotated[str, typer.Option(help="'digits', or a folder of images: train/<class>/…, test/<class>/….")],
+    data: Annotated[str, typer.Option(help=DATA_HELP)],
     root: Annotated[str, typer.Option(help="Folder or URL under which the store is written.")],
     weights: Annotated[
         str, typer.Option(help="'pretrained', a .safetensors or .pth file, or 'random:SEED'.")
@@ -189,6 +190,10 @@ def extract(
         int | None, typer.Option(min=1, help="Samples per committed block; chosen if not given.")
     ] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ….")] = "auto",
+    extend: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="A store of fewer of these images; only what is new is extracted."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write an activation store, or what is missing of it, and print its URI.
@@ -211,6 +216,7 @@ def extract(
         batch_size=batch_size,
         block_size=block_size,
         device=device,
+        extend=extend,
     )
     with ProgressBars() as progress:
         done = extract_stage(parameters, root, progress)
@@ -288,7 +294,6 @@ def refit(
 
     Example: head2toe refit stores/<fingerprint>.zarr --selection 3f2a
     """
-    from pipeline.extraction import embedding_layer
     from pipeline.refit import RefitParameters
     from pipeline.refit import refit as refit_stage
     from pipeline.selection import read_selection
@@ -309,7 +314,7 @@ def refit(
             parameters=parameters,
         )
     else:
-        name = embedding_layer(store)
+        name = store.embedding
         head = refit_stage(
             store,
             store.layer_indices(name),
@@ -321,7 +326,7 @@ def refit(
     if as_json:
         print_json(facts)
         return
-    facts["accuracy"] = {k: f"{100 * v:.1f} %" for k, v in head.accuracy.items()}
+    facts["accuracy"] = {split: f"{100 * head.accuracy[split]:.1f} %" for split in store.splits}
     facts["bytes_read"] = human_bytes(head.facts["bytes_read"])
     print_facts(facts)
 

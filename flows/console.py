@@ -74,7 +74,9 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on standard output; columns after the first are right-aligned if their cells begin with a digit."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", show_header=any(columns))
+    table = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", show_header=any(columns)
+    )
     for number, column in enumerate(columns):
         numeric = bool(rows) and all(row[number][:1].isdigit() or row[number] in {"", "–"} for row in rows)
         table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")
@@ -100,4 +102,6 @@ def human_bytes(n: float) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.config import Head2ToeConfig
 from flows.console import ProgressBars
-from pipeline.extraction import Extraction, ExtractionParameters, embedding_layer, extract
+from pipeline.extraction import Extraction, ExtractionParameters, extract
 from pipeline.refit import Head, RefitParameters, refit
 from pipeline.report import render_report
 from pipeline.selection import SelectionParameters, read_selection, select_features
@@ -118,7 +118,7 @@ def refit_task(selected: SelectionRef, parameters: RefitParameters, train: str) 
 def linear_task(uri: str, selection: SelectionParameters, parameters: RefitParameters) -> HeadRef:
     """Train the baseline: the same head on the last embedding alone."""
     store = open_store(uri)
-    name = embedding_layer(store)
+    name = store.embedding
     head = refit(
         store,
         store.layer_indices(name),

@@ -270,23 +270,6 @@ def _size(store: ActivationStore, split: str, block: int) -> int:
     return stop - start
 
 
-def embedding_layer(store: ActivationStore) -> str:
-    """Return the layer that a linear probe uses: the pooled embedding right before the classifier.
-
-    Raises
-    ------
-    InvalidInputError
-        If the store's producer did not say which layer that is.
-    """
-    name = store.provenance.get("embedding")
-    if name not in store.layers:
-        raise InvalidInputError(
-            f"store {store.uri!r} does not say which of its layers is the embedding, so there is no Linear baseline; "
-            "extract with the preset 'head2toe', which captures it."
-        )
-    return str(name)
-
-
 def _writer(plan: Plan, parameters: ExtractionParameters) -> StoreWriter:
     try:
         there = open_store(plan.uri, allow_incomplete=True)

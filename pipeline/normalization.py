@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from store.activations import ActivationStore
 from store.layout import locate
 
 Normalization = Literal["unit_norm", "standardize", "none"]
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 
 
 def inverse(values: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -77,7 +77,10 @@ def plot_relevance(selection: Selection, axes: Axes | None = None) -> Axes:
     axes.set_xscale("log")
     axes.set_xlim(1, len(ranked))
     axes.set_xlabel("rank of feature")
-    axes.set_ylabel("row norm / largest  |  c/λ − 1")
+    # Zero is in the middle, so that each half can have its own label.
+    axes.set_ylim(-1.08, 1.08)
+    for height, label in ((0.75, "row norm / largest"), (0.25, "c / λ − 1")):
+        axes.text(-0.13, height, label, rotation=90, va="center", ha="right", transform=axes.transAxes)
     axes.set_title("relevance of all features, sorted", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     return _plain(axes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.compute import Progress, map_tasks
 from pipeline.group_lasso.source import FirstPass
-from pipeline.normalization import Normalization, inverse
+from pipeline.normalization import NORMALIZATIONS, Normalization, inverse
 from pipeline.statistics import (
     Moments,
     Stripe,
@@ -23,6 +23,7 @@ from pipeline.statistics import (
     stripes,
 )
 from store.activations import ActivationStore
+from store.errors import InvalidInputError, suggest
 from store.layout import ChunkRef, locate
 
 
@@ -180,3 +181,18 @@ class StoreSource:
             own = self._inverse_norms[self._rows[stripe[0]], slice(*self.split.block_range(block))]
             x.mul_(torch.from_numpy(own))
         return x
+
+
+def open_source(
+    store: ActivationStore, normalization: str, split: str = "train", progress: Progress | None = None
+) -> StoreSource:
+    """Return a store's split as a source, after checking the normalization's name.
+
+    Raises
+    ------
+    InvalidInputError
+        If the normalization is unknown.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise InvalidInputError(f"normalization={normalization!r} is unknown; {suggest(normalization, NORMALIZATIONS)}")
+    return StoreSource(store, cast("Normalization", normalization), split, progress)

@@ -146,6 +146,23 @@ class ActivationStore:
             raise InvalidInputError(f"store {self.uri!r} has no layer {name!r}; {suggest(name, self.layers)}")
         return self.layers[name]
 
+    @property
+    def embedding(self) -> str:
+        """Name of the layer that a linear probe uses: the pooled embedding right before the classifier.
+
+        Raises
+        ------
+        InvalidInputError
+            If the store's producer did not say which layer that is.
+        """
+        name = self.provenance.get("embedding")
+        if name not in self.layers:
+            raise InvalidInputError(
+                f"store {self.uri!r} does not say which of its layers is the embedding, so there is no Linear "
+                "baseline; extract with the preset 'head2toe', which captures it."
+            )
+        return str(name)
+
     def layer_indices(self, name: str) -> NDArray[np.int64]:
         """Return the global indices of a layer's features, as `columns` takes them."""
         layer = self.layer(name)

@@ -450,7 +450,7 @@ def remove_store(uri: str | os.PathLike[str], *, force: bool = False, **options:
             for alias in pointing:
                 open_objects(root, **options).remove(_alias_key(alias))
         rest = [n for n in objects.names("") if n not in {REMOVING, "blocks"}]
-        for part in ("blocks", *rest):
+        for part in ("blocks", *rest, UNFINISHED):
             objects.remove(part)
         objects.remove()
     except OSError as error:

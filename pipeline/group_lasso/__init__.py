@@ -13,6 +13,7 @@ from pipeline.group_lasso.certificate import Certificate
 from pipeline.group_lasso.losses import Array, Loss, SoftmaxLoss, SquaredLoss
 from pipeline.group_lasso.path import Progress, Solution, TwoPassSolver
 from pipeline.group_lasso.source import ArraySource, ColumnSource, FirstPass
+from store.activations import ActivationStore
 from store.errors import InvalidInputError
 
 __all__ = ["ArraySource", "Certificate", "ColumnSource", "FirstPass", "GroupLassoResult", "group_lasso"]
@@ -81,7 +82,7 @@ class GroupLassoResult:
 
 
 def group_lasso(
-    X: NDArray[Any] | ColumnSource,
+    X: NDArray[Any] | ColumnSource | ActivationStore,
     y: ArrayLike,
     *,
     loss: str = "softmax",
@@ -105,15 +106,15 @@ def group_lasso(
 
     Parameters
     ----------
-    X : ndarray of shape (n, p) or ColumnSource
-        Samples × features, or a source of normalised columns.
+    X : ndarray of shape (n, p), ColumnSource or ActivationStore
+        Samples × features, a source of normalised columns, or a store, whose split ``train`` is used.
     y : array_like of shape (n,) or (n, K)
         Labels of any type, in one dimension. For the squared loss also real values: floating-point numbers in one or
         two dimensions.
     loss : {"softmax", "squared"}
         The smooth part. With squared, integer, boolean or text labels are coded one-hot.
-    normalization : {"none", "standardize"}
-        Of an array X; a ColumnSource brings its own.
+    normalization : {"none", "standardize", "unit_norm"}
+        Of an array or a store; ``unit_norm`` needs the layers of a store. A ColumnSource brings its own.
     penalty : float, optional
         λ.
     penalty_ratio : float or sequence of float, optional
@@ -153,8 +154,12 @@ def group_lasso(
     (7, True)
     """
     source: object = ArraySource(X, normalization) if isinstance(X, np.ndarray) else X
+    if isinstance(X, ActivationStore):
+        from pipeline.store_source import open_source  # it needs the protocol of this package
+
+        source = open_source(X, normalization, progress=progress)
     if not isinstance(source, ColumnSource):
-        message = f"X is a {type(X).__name__}; it must be a numpy array of shape (samples, features) or a ColumnSource."
+        message = f"X is a {type(X).__name__}; it must be an array of shape (samples, features), a source or a store."
         raise InvalidInputError(message)
     if source is X and normalization != "none":
         kind = type(X).__name__

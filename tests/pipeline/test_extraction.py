@@ -15,7 +15,7 @@ import torch
 
 from pipeline.backbones import load_backbone
 from pipeline.datasets import load_data
-from pipeline.extraction import ExtractionParameters, embedding_layer, extract, plan_extraction
+from pipeline.extraction import ExtractionParameters, extract, plan_extraction
 from pipeline.verification import verify_store
 from store import open_store
 from store.errors import InterruptedExtractionError, InvalidInputError, NotFiniteError
@@ -48,7 +48,7 @@ def test_the_embedding_and_logits_are_the_backbones_own(whole) -> None:
         features = backbone.model.forward_features(batch)
         embedding = backbone.model.forward_head(features, pre_logits=True)
         logits = backbone.model(batch)
-    for name, expected in ((embedding_layer(store), embedding), ("logits", logits)):
+    for name, expected in ((store.embedding, embedding), ("logits", logits)):
         got = store.columns("train", store.layer_indices(name), slice(0, 50))
         np.testing.assert_allclose(got, expected.numpy(), rtol=2e-3, atol=2e-3)
 
@@ -150,7 +150,7 @@ def test_overflow_names_the_layer_and_offers_float32(tmp_path) -> None:
 def test_a_store_without_an_embedding_has_no_linear_baseline_and_says_so(tmp_path) -> None:
     done = extract(SMALL.model_copy(update={"taps": ("act1",)}), str(tmp_path))
     with pytest.raises(InvalidInputError, match="no Linear baseline"):
-        embedding_layer(open_store(done.uri))
+        _ = open_store(done.uri).embedding
 
 
 def test_roots_that_cannot_be_written_are_refused_before_any_work(tmp_path) -> None:

@@ -64,6 +64,15 @@ def test_the_solution_is_optimal_over_all_features(store, values, normalization)
     assert result.certificate.certified
 
 
+def test_a_store_can_be_given_instead_of_an_array(store) -> None:
+    labels = store.labels("train")
+    result = group_lasso(store, labels, normalization="unit_norm", penalty_ratio=0.2)
+    source = group_lasso(StoreSource(store, "unit_norm"), labels, penalty_ratio=0.2)
+    np.testing.assert_array_equal(result.coef, source.coef)
+    with pytest.raises(InvalidInputError, match="did you mean 'unit_norm'"):
+        group_lasso(store, labels, normalization="unitnorm")
+
+
 def test_squared_loss_over_a_store_agrees_with_scikit_learn(store, values) -> None:
     x = normalized(values["train"], "standardize")
     targets = np.eye(3)[store.labels("train")]

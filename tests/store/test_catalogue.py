@@ -131,7 +131,9 @@ def test_an_alias_is_one_small_object_that_may_be_set_again_but_moves_only_by_fo
         remove_alias(root, "digits")
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "-x", "a b", "x" * 101, "a\n", "ü", "a.zarr"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "", ".", "..", ".hidden", "-x", "a b", "x" * 101, "a\n", "ü", "a.zarr"]
+)
 def test_names_that_cannot_be_an_alias_are_refused_before_anything_is_written(tmp_path, name) -> None:
     store = make(tmp_path)
     for call in (lambda: set_alias(tmp_path, name, store.uri), lambda: remove_alias(tmp_path, name)):

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -29,7 +29,8 @@ LABELS, IDS = "labels", "ids"
 DEFAULT_SPLIT = "train"
 MAX_CLASSES = 1_000_000
 """Labels above this are not class indices but something else, such as identifiers."""
-READ_BYTES = 64 * 2**20
+READ_BYTES = 4 * 2**20
+PIECE_BYTES = 2**18
 """What is held at a time while contents are digested."""
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
 
@@ -415,7 +416,7 @@ class _Member:
     def __init__(self, archive: zipfile.ZipFile, key: str, path: str, stack: ExitStack) -> None:
         self._archive, self._name, self._key, self._path = archive, f"{key}.npy", key, path
         with self._telling():
-            self._file = stack.enter_context(archive.open(self._name))
+            self._file = cast(zipfile.ZipExtFile, stack.enter_context(archive.open(self._name)))
             major, _ = npy.read_magic(self._file)
             if major not in {1, 2}:
                 raise ValueError(f"version {major} of the array format is not supported")
@@ -444,17 +445,24 @@ class _Member:
         row_bytes = self.dtype.itemsize * self.shape[1]
         with self._telling():
             self._file.seek(self._data + start * row_bytes)
-            raw = self._file.read((stop - start) * row_bytes)
-            if len(raw) != (stop - start) * row_bytes:
-                raise EOFError(f"it ends after {len(raw):,} of {(stop - start) * row_bytes:,} bytes")
+            raw = np.empty((stop - start) * row_bytes, np.uint8)
+            done = 0
+            # `read` would join what it gets piece by piece, at the cost of a copy of all before for each.
+            while done < len(raw):
+                piece = self._file.read1(min(len(raw) - done, PIECE_BYTES))
+                if not piece:
+                    raise EOFError(f"it ends after {done:,} of {len(raw):,} bytes")
+                raw[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+                done += len(piece)
             # The archive's own checksum is looked at only on reading past the end.
             if stop == self.shape[0] and self._file.read(1):
                 raise ValueError("it is longer than its header says")
-        return np.frombuffer(raw, self.dtype).reshape(stop - start, self.shape[1])
+        return raw.view(self.dtype).reshape(stop - start, self.shape[1])
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
         try:
             yield
         except _DAMAGED as error:
-            raise InvalidInputError(f"array {self._key!r} of {self._path!r} is damaged: {error}.") from error
+            why = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+            raise InvalidInputError(f"array {self._key!r} of {self._path!r} is damaged: {why}.") from error

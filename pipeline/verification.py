@@ -268,7 +268,7 @@ def _check_result(store: ActivationStore, kind: Kind, name: str) -> Problem | No
         how = "it does not have the digest of its inputs"
         whole = result.digest == name == result_digest(store, kind, result.inputs)
     except _DOES_NOT_HOLD as error:
-        whole, how = False, str(error).rstrip(".")
+        whole, how = False, str(error).partition(";")[0].rstrip(".")
     if whole:
         return None
     return Problem("result", path, f"{path!r} is damaged: {how}; delete that folder and compute it again.")

@@ -110,6 +110,22 @@ class ActivationStore:
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.uri, True)
 
+    def check(self) -> None:
+        """Check that the layout holds together and that the Zarr metadata describes just that.
+
+        Raises
+        ------
+        DamagedStoreError
+            If a name, size, type or codec does not fit.
+        """
+        layers = tuple(self.layers.values())
+        try:
+            layout.check_plan(layers, tuple(self.splits.values()))
+        except InvalidInputError as error:
+            raise DamagedStoreError(f"the metadata of store {self.uri!r} does not fit together: {error}") from None
+        blank = (a for s in self.splits.values() for a in layout.block_arrays(layers, s, self.spec.dtype))
+        hierarchy.check_arrays(self.objects, blank)
+
     # ---------------------------------------------------------------- what there is
 
     @property
@@ -526,6 +542,7 @@ holds.
     hierarchy.read_attributes(objects)
     try:
         opened = ActivationStore(objects, attributes)
+        opened.check()
         whole = fingerprint(opened.spec) == opened.fingerprint
     except Head2ToeError:
         raise

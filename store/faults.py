@@ -57,6 +57,7 @@ _PASSING_CODES = {
 # Names instead of classes: neither botocore nor aiohttp need be installed, and both have a `ClientError`.
 _PASSING_NAMES = {
     "HTTPClientError",
+    "ConnectionError",
     "IncompleteRead",
     "IncompleteReadError",
     "FlexibleChecksumError",
@@ -138,7 +139,7 @@ def _reason(error: BaseException, options: Mapping[str, Any]) -> str:
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     code = response.get("Error", {}).get("Code")
     if status:
-        return f"it answers {status}" + (f" ({code})" if code and str(code) != str(status) else "")
+        return _clean(f"it answers {status}" + (f" ({code})" if code and str(code) != str(status) else ""), options)
     names = {c.__name__ for e in _chain(error) for c in type(e).__mro__}
     if "ReadTimeoutError" in names or isinstance(error, TimeoutError):
         return "it does not answer in time"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,30 +17,13 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from store.errors import DamagedStoreError
+from store.layout import BlockArray
 from store.objects import Objects
 from store.spec import DIGEST_LENGTH, canonical_json, digest
 
 METADATA = "zarr.json"
-
-
-@dataclass(frozen=True)
-class Blank:
-    """An array created at its final shape whose chunks are written later.
-
-    Attributes
-    ----------
-    shape, chunks : tuple of int
-        Shape of the array and of its chunks.
-    dtype : str
-        Numpy type; absent chunks of a floating-point type read as NaN, never as zero.
-    dimensions : tuple of str
-        Name per dimension.
-    """
-
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    dtype: str
-    dimensions: tuple[str, ...]
+SMALL_CODECS = frozenset({"bytes", "vlen-utf8", "crc32c"})
+SMALL_TYPES = frozenset({"bool", "string", *(f"{k}{b}" for k in ("int", "uint", "float") for b in (8, 16, 32, 64))})
 
 
 @dataclass(frozen=True)
@@ -58,18 +42,20 @@ class Filled:
     dimensions: tuple[str, ...]
 
 
-Node = Blank | Filled
-
-
-def documents(nodes: Mapping[str, Node], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+def documents(
+    small: Mapping[str, Filled], attributes: Mapping[str, Any], blank: Iterable[BlockArray] = ()
+) -> dict[str, bytes]:
     """Return every object of a Zarr v3 group, by key, the group's own metadata last.
 
     Parameters
     ----------
-    nodes : mapping of str to Blank or Filled
-        The arrays by path; groups between are made as needed.
+    small : mapping of str to Filled
+        Arrays written whole, by path; groups between are made as needed.
     attributes : mapping
         Attributes of the group; JSON values only.
+    blank : iterable of BlockArray
+        Arrays created at their final shape whose chunks are written later; where there is none, a floating-point
+        array reads as NaN, never as zero.
 
     Returns
     -------
@@ -80,33 +66,32 @@ def documents(nodes: Mapping[str, Node], attributes: Mapping[str, Any]) -> dict[
     """
     held: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(held), attributes=dict(attributes))
-    for path, node in nodes.items():
-        if isinstance(node, Blank):
-            group.create_array(
-                path,
-                shape=node.shape,
-                chunks=node.chunks,
-                dtype=node.dtype,
-                serializer=BytesCodec(endian="little"),
-                compressors=[Crc32cCodec()],
-                filters=None,
-                fill_value=np.nan if np.dtype(node.dtype).kind == "f" else 0,
-                dimension_names=node.dimensions,
-            )
-        else:
-            values = np.asarray(node.values)
-            text = values.dtype.kind in "UOT"
-            array = group.create_array(
-                path,
-                shape=values.shape,
-                chunks=tuple(max(n, 1) for n in values.shape),
-                dtype="str" if text else values.dtype,
-                compressors=[Crc32cCodec()],
-                filters=None,
-                dimension_names=node.dimensions,
-                config={"write_empty_chunks": True},
-            )
-            array[...] = values.astype(object) if text else values
+    for array in blank:
+        group.create_array(
+            array.path,
+            shape=array.shape,
+            chunks=array.chunks,
+            dtype=array.dtype,
+            serializer=BytesCodec(endian="little"),
+            compressors=[Crc32cCodec()],
+            filters=None,
+            fill_value=np.nan if np.dtype(array.dtype).kind == "f" else 0,
+            dimension_names=array.dimensions,
+        )
+    for path, filled in small.items():
+        values = np.asarray(filled.values)
+        text = values.dtype.kind in "UOT"
+        made = group.create_array(
+            path,
+            shape=values.shape,
+            chunks=tuple(max(n, 1) for n in values.shape),
+            dtype="str" if text else values.dtype,
+            compressors=[Crc32cCodec()],
+            filters=None,
+            dimension_names=filled.dimensions,
+            config={"write_empty_chunks": True},
+        )
+        made[...] = values.astype(object) if text else values
     everything = {key: value.to_bytes() for key, value in held.items()}
     own = json.loads(everything.pop(METADATA))
     members = {k.removesuffix(f"/{METADATA}"): json.loads(v) for k, v in everything.items() if k.endswith(METADATA)}
@@ -150,6 +135,8 @@ def read_attributes(objects: Objects, path: str = "", *, verify: bool = True) ->
             whole = raw == canonical_json(document).encode()
             rest = {**document, "attributes": {k: v for k, v in attributes.items() if k != "metadata_digest"}}
             whole = whole and attributes["metadata_digest"] == digest(rest)
+            # Keys name objects inside the group, whoever wrote them.
+            whole = whole and all(set(key.split("/")).isdisjoint({"", ".", ".."}) for key in attributes["documents"])
         else:
             whole = isinstance(attributes, dict)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -188,6 +175,7 @@ def read_array(objects: Objects, path: str, known: Mapping[str, str], group: str
             held[key.removeprefix(f"{path}/")] = raw = objects.read(f"{group}/{key}".lstrip("/"))
             if _sha256(raw) != known[key]:
                 raise ValueError(f"{key!r} is not what was written")
+        _check_small(held)
         buffers = {key: prototype.buffer.from_bytes(value) for key, value in held.items()}
         array = zarr.open_array(MemoryStore(buffers), mode="r")
         values = np.asarray(array[...])
@@ -197,6 +185,57 @@ def read_array(objects: Objects, path: str, known: Mapping[str, str], group: str
             "restore it from a copy, or remove it and compute it again."
         ) from error
     return values
+
+
+def check_arrays(objects: Objects, expected: Iterable[BlockArray]) -> None:
+    """Check that the root's consolidated metadata describes the expected arrays, and no other codecs.
+
+    Chunks are read without Zarr, so what plain Zarr would make of them must be the same.
+
+    Raises
+    ------
+    DamagedStoreError
+        If an array is missing or has another shape, chunk shape, type or codec.
+    """
+    members = json.loads(objects.read(METADATA)).get("consolidated_metadata", {}).get("metadata", {})
+    for array in expected:
+        found = members.get(array.path, {})
+        described = {
+            "shape": found.get("shape"),
+            "chunks": found.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape"),
+            "type": found.get("data_type"),
+            "codecs": _codec_names(found),
+        }
+        wanted = {
+            "shape": list(array.shape),
+            "chunks": list(array.chunks),
+            "type": array.dtype,
+            "codecs": ["bytes", "crc32c"],
+        }
+        odd = next((name for name in wanted if described[name] != wanted[name]), None)
+        if odd is not None:
+            raise DamagedStoreError(
+                f"array {array.path!r} of {objects.uri!r} has {odd} {described[odd]!r} in its metadata where the "
+                f"store's layout needs {wanted[odd]!r}; it cannot be read safely."
+            )
+
+
+def _check_small(held: Mapping[str, bytes]) -> None:
+    """Refuse metadata that would make Zarr run unknown codecs or reserve more memory than the chunk can fill."""
+    metadata = json.loads(held[METADATA])
+    if metadata.get("data_type") not in SMALL_TYPES:
+        raise ValueError(f"data type {metadata.get('data_type')!r} is not used in a store")
+    unknown = set(_codec_names(metadata)) - SMALL_CODECS
+    if unknown:
+        raise ValueError(f"codec {min(unknown)!r} is not used in a store")
+    n_values = math.prod(int(n) for n in metadata["shape"])
+    n_bytes = sum(len(raw) for key, raw in held.items() if key != METADATA)
+    if not 0 <= n_values <= n_bytes:
+        raise ValueError(f"a shape of {metadata['shape']} does not fit {n_bytes} bytes")
+
+
+def _codec_names(metadata: Mapping[str, Any]) -> list[str]:
+    return [str(codec.get("name")) for codec in metadata.get("codecs", ())]
 
 
 def check_documents(objects: Objects, known: Mapping[str, str], group: str = "") -> list[str]:

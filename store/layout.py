@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import google_crc32c
 import numpy as np
@@ -104,6 +105,36 @@ def layer_path(split: str, layer: str) -> str:
     return f"{split}/layers/{layer}"
 
 
+@dataclass(frozen=True)
+class BlockArray:
+    """An array that blocks are written to, as Zarr describes it."""
+
+    path: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    dimensions: tuple[str, ...]
+
+
+def block_arrays(layers: tuple[Layer, ...], split: Split, dtype: str) -> Iterator[BlockArray]:
+    """Yield the arrays of a split that blocks are written to."""
+    n_features = sum(layer.n_features for layer in layers)
+    n, b = split.n_samples, split.block_samples
+    yield BlockArray(f"{split.name}/norms", (len(layers), n), (len(layers), b), "float32", ("layer", "sample"))
+    yield BlockArray(
+        f"{split.name}/row_checksums", (n_features, split.n_blocks), (n_features, 1), "uint32", ("feature", "block")
+    )
+    for layer in layers:
+        yield BlockArray(
+            layer_path(split.name, layer.name),
+            (layer.n_features, n),
+            (layer.chunk_features, b),
+            dtype,
+            # One dimension name per layer: xarray gives every dimension of a group one length.
+            (f"{layer.name}_feature", "sample"),
+        )
+
+
 def norms_key(split: str, block: int) -> str:
     """Return the key of a block's layer norms."""
     return f"{split}/norms/c/0/{block}"
@@ -147,17 +178,8 @@ def plan_layers(
     InvalidInputError
         If a name cannot be part of a path, or a size is not positive.
     """
-    for kind, sizes in (("layer", layers), ("split", splits)):
-        if not sizes:
-            raise InvalidInputError(f"a store needs at least one {kind}.")
-        for name, size in sizes.items():
-            if not _NAME.fullmatch(name) or name in RESERVED or len(name) > 200:
-                raise InvalidInputError(
-                    f"{kind} name {name!r} cannot be used; letters, digits and '_.@-' are allowed, "
-                    "up to 200 of them, starting with a letter, digit or '_'."
-                )
-            if size < 1:
-                raise InvalidInputError(f"{kind} {name!r} has size {size}; at least 1 is needed.")
+    _check_sizes("layer", layers)
+    _check_sizes("split", splits)
     if block_samples is None:
         fitting = max(BLOCK_BYTES // (itemsize * sum(layers.values())), 1)
         wanted = max(SMALL_BLOCK, max(splits.values()) // FEW_BLOCKS)
@@ -172,10 +194,39 @@ def plan_layers(
     widest = max(s.block_samples for s in planned_splits)
     planned_layers, offset = [], 0
     for name, n_features in layers.items():
-        n_chunks = -(-n_features * widest * itemsize // CHUNK_BYTES)
+        n_chunks = -(-n_features // max(CHUNK_BYTES // (widest * itemsize), 1))
         planned_layers.append(Layer(name, n_features, offset, -(-n_features // n_chunks)))
         offset += n_features
     return tuple(planned_layers), planned_splits
+
+
+def check_plan(layers: tuple[Layer, ...], splits: tuple[Split, ...]) -> None:
+    """Refuse a division that `plan_layers` cannot have made, as a store from elsewhere may claim.
+
+    Raises
+    ------
+    InvalidInputError
+        If a name cannot be part of a path, or a size or an offset does not fit.
+    """
+    _check_sizes("layer", {layer.name: layer.n_features for layer in layers})
+    _check_sizes("split", {s.name: s.n_samples for s in splits})
+    offsets = [0, *accumulate(layer.n_features for layer in layers)]
+    held = [*(layer.chunk_features for layer in layers), *(s.block_samples for s in splits)]
+    if [layer.offset for layer in layers] != offsets[:-1] or min(held) < 1:
+        raise InvalidInputError("the layers' offsets, chunks or blocks do not add up.")
+
+
+def _check_sizes(kind: str, sizes: Mapping[str, int]) -> None:
+    if not sizes:
+        raise InvalidInputError(f"a store needs at least one {kind}.")
+    for name, size in sizes.items():
+        if not _NAME.fullmatch(name) or name in RESERVED or len(name) > 200:
+            raise InvalidInputError(
+                f"{kind} name {name!r} cannot be used; letters, digits and '_.@-' are allowed, "
+                "up to 200 of them, starting with a letter, digit or '_'."
+            )
+        if size < 1:
+            raise InvalidInputError(f"{kind} {name!r} has size {size}; at least 1 is needed.")
 
 
 def locate(layers: tuple[Layer, ...], indices: NDArray[np.int64]) -> Iterator[tuple[Layer, NDArray[np.int64]]]:

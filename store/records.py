@@ -72,7 +72,7 @@ def read_record(objects: Objects, split: str, block: int) -> BlockRecord:
         document: dict[str, Any] = json.loads(raw)
         record = BlockRecord.model_validate(document["record"])
         whole = document["digest"] == digest(record) and (record.split, record.block) == (split, block)
-    except (ValueError, KeyError, TypeError, ValidationError):
+    except (ValueError, KeyError, TypeError, ValidationError, RecursionError):
         whole = False
     if not whole:
         raise DamagedStoreError(

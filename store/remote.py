@@ -26,6 +26,8 @@ CONNECTIONS = 32
 """Requests under way at a time."""
 SMALL_GAP = 4096
 """Bytes that are read rather than skipped, whatever else: a few packets of the network."""
+CLUSTER_ROWS = 4
+"""Neighbouring rows, on average, from which on a selection is in clusters, not scattered."""
 REQUEST_BYTES = 2**20
 """What one more request costs, in bytes that could be read instead; `plan_ranges` says how it is used.
 
@@ -188,12 +190,13 @@ class FsspecObjects:
         self._run(one, items)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Store only if absent, by the file system's own conditional write (on S3, ``If-None-Match: *``)."""
-        attempts = 0
+        """Store only if absent, by the file system's own conditional write (on S3, ``If-None-Match: *``).
+
+        An object that is there already with the same bytes counts as this call's: it is, if the answer to an earlier
+        attempt was lost, and nothing tells the two apart.
+        """
 
         async def call() -> bool:
-            nonlocal attempts
-            attempts += 1
             try:
                 await self._call("pipe_file", self._at(key), data, mode="create")
             except FileExistsError:
@@ -203,8 +206,7 @@ class FsspecObjects:
         # Object stores decide who is first; file systems in memory or behind a session look first and then write.
         with contextlib.nullcontext() if self.fs.async_impl else _creating:
             created = self._sync(lambda: self._attempt("written", key, call))
-        # The object may be this call's own, stored by an attempt whose answer was lost.
-        return created or (attempts > 1 and self.read(key) == data)
+        return created or (self.fs.async_impl and self.read(key) == data)
 
     def sweep(self) -> None:
         """Do nothing: an unfinished upload never becomes an object."""
@@ -289,8 +291,8 @@ def plan_ranges(wanted: Sequence[NDArray[np.int64]], row_bytes: int) -> list[tup
     Neighbouring rows always do, also over a gap of `SMALL_GAP`. Wider gaps are bridged, the smallest first, as long as
 
     - what is read stays within twice what is wanted: a selection in clusters never costs more than that; or
-    - more requests remain than are under way at a time, and bridging the gap is cheaper than one request more
-      (`REQUEST_BYTES`): rows scattered over many chunks are not read more slowly than whole chunks.
+    - rows are scattered, more requests remain than are under way at a time, and bridging the gap is cheaper than one
+      request more (`REQUEST_BYTES`): many scattered rows are not read more slowly than whole chunks.
 
     Parameters
     ----------
@@ -318,7 +320,8 @@ def plan_ranges(wanted: Sequence[NDArray[np.int64]], row_bytes: int) -> list[tup
     candidates = candidates[np.argsort(gaps[candidates], kind="stable")]
     n_requests = total - int(bridged.sum())
     affordable = int(np.searchsorted(read + np.cumsum(gaps[candidates]), 2 * total * row_bytes, side="right"))
-    crowded = min(len(candidates), max(n_requests - CONNECTIONS, 0))
+    scattered = n_requests * CLUSTER_ROWS > total
+    crowded = min(len(candidates), max(n_requests - CONNECTIONS, 0)) if scattered else 0
     bridged[candidates[: max(affordable, crowded)]] = True
     cuts = np.flatnonzero(~bridged) + 1
     first, last = np.concatenate(([0], cuts)), np.concatenate((cuts, [total]))

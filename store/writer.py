@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from store import hierarchy, layout
 from store.activations import ActivationStore, open_store
 from store.errors import ConflictError, InvalidInputError, NotFiniteError, StoreNotFoundError
-from store.hierarchy import Blank, Filled, Node
+from store.hierarchy import Filled
 from store.layout import ChunkRef
 from store.objects import open_objects
 from store.records import BlockRecord, encode_record, read_record
@@ -248,25 +248,12 @@ def create_store(
         data = DataSpec(splits={s: manifests[s].spec() for s in splits}, class_names=tuple(class_names))
         spec = ImportSpec(layers=dict(layers), dtype=dtype, data=data)
     planned_layers, planned_splits = layout.plan_layers(layers, splits, np.dtype(spec.dtype).itemsize, block_samples)
-    nodes: dict[str, Node] = {}
+    small: dict[str, Filled] = {}
+    blank = [array for s in planned_splits for array in layout.block_arrays(planned_layers, s, spec.dtype)]
     for s in planned_splits:
-        nodes[f"{s.name}/labels"] = Filled(np.asarray(manifests[s.name].labels, np.int64), ("sample",))
-        nodes[f"{s.name}/digests"] = Filled(list(manifests[s.name].digests), ("sample",))
-        nodes[f"{s.name}/ids"] = Filled(list(manifests[s.name].ids), ("sample",))
-        chunk = (len(planned_layers), s.block_samples)
-        nodes[f"{s.name}/norms"] = Blank((len(planned_layers), s.n_samples), chunk, "float32", ("layer", "sample"))
-        n_features = sum(layers.values())
-        nodes[f"{s.name}/row_checksums"] = Blank(
-            (n_features, s.n_blocks), (n_features, 1), "uint32", ("feature", "block")
-        )
-        for layer in planned_layers:
-            nodes[layout.layer_path(s.name, layer.name)] = Blank(
-                (layer.n_features, s.n_samples),
-                (layer.chunk_features, s.block_samples),
-                spec.dtype,
-                # One name per layer: xarray gives every dimension of a group one length.
-                (f"{layer.name}_feature", "sample"),
-            )
+        small[f"{s.name}/labels"] = Filled(np.asarray(manifests[s.name].labels, np.int64), ("sample",))
+        small[f"{s.name}/digests"] = Filled(list(manifests[s.name].digests), ("sample",))
+        small[f"{s.name}/ids"] = Filled(list(manifests[s.name].ids), ("sample",))
     attributes: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -286,7 +273,7 @@ def create_store(
     else:
         return _resumed(there, attributes["fingerprint"])
     try:
-        *members, (root, root_document) = hierarchy.documents(nodes, attributes).items()
+        *members, (root, root_document) = hierarchy.documents(small, attributes, blank).items()
         for key, document in members:
             objects.write(key, [document])
         objects.create(root, root_document)

@@ -95,7 +95,7 @@ def test_missing_blocks_chunks_norms_and_short_chunks_are_named_one_by_one(store
     [
         ({"start": 1}, "is about samples 1 to 30, not 0 to 30"),
         ({"finite": False}, "not every value is finite"),
-        ({"checksums": {n: (0,) for n in [*LAYERS, "ghost"]}}, "layer 'ghost', which the store does not have"),
+        ({"checksums": dict.fromkeys([*LAYERS, "ghost"], (0,))}, "layer 'ghost', which the store does not have"),
         ({"checksums": {n: (0,) for n in LAYERS if n != "stem"}}, "has 0 checksums for layer 'stem' instead of 1"),
         ({"checksums": dict.fromkeys(LAYERS, (0, 0))}, "has 2 checksums for layer 'stem' instead of 1"),
     ],

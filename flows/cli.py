@@ -130,7 +130,6 @@ def taps(
     Example: head2toe taps resnet50 --target-size 8192
     """
     from pipeline.backbones import model_structure, resolve_preprocessing
-
     from pipeline.taps import plan_layers, resolve_taps
     from store.spec import PoolingSpec
 

@@ -275,7 +275,7 @@ class ActivationStore:
         return values[: f1 - f0, : s1 - s0]
 
     def _damaged(self, ref: ChunkRef, how: str) -> DamagedStoreError:
-        return self._block_damaged(ref.split, ref.block, ref.key, f"(chunk) {how}")
+        return self._block_damaged(ref.split, ref.block, f"chunk {ref.key}", how)
 
     def columns(self, split: str, indices: ArrayLike, samples: slice = slice(None)) -> NDArray[np.float32]:
         """Return chosen features of a split, reading only their bytes.
@@ -389,7 +389,7 @@ class ActivationStore:
 
     def _block_damaged(self, split: str, block: int, key: str, how: str) -> DamagedStoreError:
         return DamagedStoreError(
-            f"store {self.uri!r} is damaged: {key!r} {how}; `head2toe verify --repair` marks block {block} of split "
+            f"store {self.uri!r} is damaged: {key} {how}; `head2toe verify --repair` marks block {block} of split "
             f"{split!r} for the same extraction to redo."
         )
 

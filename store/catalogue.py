@@ -24,6 +24,7 @@ from store.errors import (
     suggest,
 )
 from store.hierarchy import METADATA
+from store.layout import REMOVING
 from store.objects import UNFINISHED, LocalObjects, Objects, join, open_objects
 from store.records import read_record
 from store.results import Kind, list_results
@@ -31,8 +32,6 @@ from store.spec import DIGEST_LENGTH, FORMAT, FORMAT_VERSION, Frozen, canonical_
 
 SUFFIX = ".zarr"
 ALIASES = "aliases"
-REMOVING = "removing.json"
-"""Marks what is left of a store whose removal has begun, so that the removal can be finished and nothing else done."""
 MIN_PREFIX = 4
 """Digits of a fingerprint that are needed at least, so that a slip of the finger does not name a store."""
 RESULT_KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -106,7 +106,7 @@ def explained(
     sentence = {
         Cause.NO_BUCKET: f"bucket {bucket!r} of {uri!r} does not exist{where}; create it first, or check its name.",
         Cause.NO_CREDENTIALS: f"there are no credentials for {uri!r}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-        "or AWS_PROFILE.",
+        "or AWS_PROFILE, or FSSPEC_S3_ANON=true for a public bucket.",
         Cause.WRONG_CREDENTIALS: f"the credentials for {uri!r} are refused{where}; check AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY and, if they are temporary, AWS_SESSION_TOKEN.",
         Cause.DENIED: f"{uri!r} cannot be {verb}: access is denied{where}; check that the bucket exists and that the "

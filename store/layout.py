@@ -22,6 +22,8 @@ FEW_BLOCKS = 16
 """A split is cut into about as many blocks before they grow past `SMALL_BLOCK`, so that a stop loses little."""
 SMALL_BLOCK = 1024
 CRC_BYTES = 4
+REMOVING = "removing.json"
+"""Marks what is left of a store whose removal has begun, so that the removal can be finished and nothing else done."""
 RESERVED = frozenset({"blocks", "results", "claims"})
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 

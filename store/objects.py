@@ -114,8 +114,9 @@ def open_objects(uri: str | os.PathLike[str], **options: Any) -> Objects:
     Notes
     -----
     S3 is configured, first found first used, by `options`; by fsspec's configuration (``FSSPEC_S3_ENDPOINT_URL``,
-    ``FSSPEC_S3_KEY``, … or a file in ``~/.config/fsspec``); by AWS's own variables and files (``AWS_ENDPOINT_URL_S3``,
-    ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_PROFILE``, ``AWS_DEFAULT_REGION``).
+    ``FSSPEC_S3_KEY``, ``FSSPEC_S3_ANON=true`` for a public bucket, or a file in ``~/.config/fsspec``); by AWS's own
+    variables and files (``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``,
+    ``AWS_SECRET_ACCESS_KEY``, ``AWS_PROFILE``, ``AWS_DEFAULT_REGION``).
     Variables reach every process of a run, which options given in Python do not.
     """
     text = os.fspath(uri)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 32
 """Requests under way at a time."""
+UPLOADS = 8
+"""Uploads under way at a time; each holds a copy of its object, of 16 MB at most."""
 SMALL_GAP = 4096
 """Bytes that are read rather than skipped, whatever else: a few packets of the network."""
 CLUSTER_ROWS = 4
@@ -60,8 +62,6 @@ class FsspecObjects:
         self.path = path.rstrip("/")
         self.uri = uri
         self._options = options
-        self._loop = fs.loop if fs.async_impl else get_loop()
-        self._connections = CONNECTIONS if fs.async_impl else 1
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.uri, self._options)
@@ -187,7 +187,7 @@ class FsspecObjects:
             data = b"".join(parts)
             await self._attempt("written", key, lambda: self._call("pipe_file", self._at(key), data))
 
-        self._run(one, items)
+        self._run(one, list(items), UPLOADS)
 
     def create(self, key: str, data: bytes) -> bool:
         """Store only if absent, by the file system's own conditional write (on S3, ``If-None-Match: *``).
@@ -243,10 +243,13 @@ class FsspecObjects:
         return await asyncio.to_thread(getattr(self.fs, method), *arguments, **options)
 
     def _sync(self, start: Callable[[], Awaitable[Value]]) -> Value:
-        value: Value = sync(self._loop, start)
+        # The loop of this moment: after a fork, fsspec has another one or says that it cannot go on.
+        value: Value = sync(self.fs.loop if self.fs.async_impl else get_loop(), start)
         return value
 
-    def _run(self, one: Callable[[Item], Awaitable[None]], items: Iterable[Item]) -> None:
+    def _run(
+        self, one: Callable[[Item], Awaitable[None]], items: Sequence[Item], connections: int = CONNECTIONS
+    ) -> None:
         """Call a coroutine function on every item, a bounded number at a time; the first failure stops all."""
         pending = iter(items)
 
@@ -255,7 +258,9 @@ class FsspecObjects:
                 await one(item)
 
         async def work_together() -> None:
-            workers = [asyncio.ensure_future(work()) for _ in range(self._connections)]
+            # What is not asynchronous may not be safe to call from several threads either.
+            number = min(connections, len(items)) if self.fs.async_impl else 1
+            workers = [asyncio.ensure_future(work()) for _ in range(number)]
             try:
                 await asyncio.gather(*workers)
             finally:
@@ -291,8 +296,8 @@ def plan_ranges(wanted: Sequence[NDArray[np.int64]], row_bytes: int) -> list[tup
     Neighbouring rows always do, also over a gap of `SMALL_GAP`. Wider gaps are bridged, the smallest first, as long as
 
     - what is read stays within twice what is wanted: a selection in clusters never costs more than that; or
-    - rows are scattered, more requests remain than are under way at a time, and bridging the gap is cheaper than one
-      request more (`REQUEST_BYTES`): many scattered rows are not read more slowly than whole chunks.
+    - rows are scattered, so many that one request each would not be under way at a time, and bridging the gap is
+      cheaper than one request more (`REQUEST_BYTES`): they are not read more slowly than whole chunks.
 
     Parameters
     ----------
@@ -320,9 +325,8 @@ def plan_ranges(wanted: Sequence[NDArray[np.int64]], row_bytes: int) -> list[tup
     candidates = candidates[np.argsort(gaps[candidates], kind="stable")]
     n_requests = total - int(bridged.sum())
     affordable = int(np.searchsorted(read + np.cumsum(gaps[candidates]), 2 * total * row_bytes, side="right"))
-    scattered = n_requests * CLUSTER_ROWS > total
-    crowded = min(len(candidates), max(n_requests - CONNECTIONS, 0)) if scattered else 0
-    bridged[candidates[: max(affordable, crowded)]] = True
+    scattered = n_requests > max(CONNECTIONS, total // CLUSTER_ROWS)
+    bridged[candidates if scattered else candidates[:affordable]] = True
     cuts = np.flatnonzero(~bridged) + 1
     first, last = np.concatenate(([0], cuts)), np.concatenate((cuts, [total]))
     before = (np.cumsum(sizes) - sizes)[owner[first]]

@@ -270,6 +270,10 @@ def create_store(
     except StoreNotFoundError:
         if objects.exists(hierarchy.METADATA):
             raise
+        if objects.exists(layout.REMOVING):
+            raise ConflictError(
+                f"the removal of what was at {objects.uri!r} has not been finished; run `head2toe remove` again first."
+            ) from None
     else:
         return _resumed(there, attributes["fingerprint"])
     try:

@@ -133,7 +133,7 @@ class StoreBehaviour:
 
     def test_many_threads_read_one_store(self, made, values) -> None:
         with ThreadPoolExecutor(8) as pool:
-            for j, got in enumerate(pool.map(lambda j: made.columns("train", [j, P - 1 - j]), range(24))):
+            for j, got in enumerate(pool.map(lambda j: made.columns("train", [j, P - 1 - j]), range(12))):
                 np.testing.assert_array_equal(got, values["train"][:, [j, P - 1 - j]])
 
     def test_a_store_is_opened_twice_and_travels_by_pickle(self, made) -> None:

@@ -96,7 +96,7 @@ def test_fewer_than_four_digits_and_an_ambiguous_beginning_are_refused(tmp_path)
         ("/b", ("/", "b")),
         ("s3://bucket/x/y", ("s3://bucket/x", "y")),
         ("s3://bucket", (None, "bucket")),
-        ("memory://root/x/", ("memory://root", "x")),
+        ("memory://stores/x/", ("memory://stores", "x")),
     ],
 )
 def test_a_uri_is_divided_into_root_and_name(uri, parts) -> None:

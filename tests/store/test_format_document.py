@@ -1,4 +1,4 @@
-"""docs/store-format.md is true: its example reads a store and refuses damage, its arithmetic finds a feature's bytes."""
+"""docs/store-format.md is true: its example reads a store and refuses damage, its arithmetic finds a feature."""
 
 from __future__ import annotations
 

@@ -90,10 +90,11 @@ class LocalObjects:
             os.close(descriptor)
         return values, len(rows) * row_bytes, 1
 
-    def read_many(self, requests: Sequence[RowRequest], row_bytes: int) -> Iterator[RowsRead]:
+    def read_many(self, requests: Sequence[RowRequest], row_bytes: int | Sequence[int]) -> Iterator[RowsRead]:
         """Gather rows file by file, each only when it is asked for."""
-        for key, rows in requests:
-            yield self.read_rows(key, rows, row_bytes)
+        widths = [row_bytes] * len(requests) if isinstance(row_bytes, int) else row_bytes
+        for (key, rows), width in zip(requests, widths, strict=True):
+            yield self.read_rows(key, rows, width)
 
     def names(self, prefix: str) -> list[str]:
         """Return names in a directory, without the folder of unfinished writes."""

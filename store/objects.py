@@ -63,9 +63,10 @@ class Objects(Protocol):
     def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> RowsRead:
         """Return chosen fixed-size rows of one object; `IndexError` or `ValueError` if it is too short for them."""
 
-    def read_many(self, requests: Sequence[RowRequest], row_bytes: int) -> Iterator[RowsRead]:
+    def read_many(self, requests: Sequence[RowRequest], row_bytes: int | Sequence[int]) -> Iterator[RowsRead]:
         """Yield what `read_rows` would return for each request, in order, fetching for all of them at once.
 
+        The size of a row is one for all requests, or one for each.
         What is wrong with one object is raised when its turn comes, so that the caller knows which one it is.
         """
 

@@ -93,33 +93,32 @@ class FsspecObjects:
         """Fetch rows as concurrent byte ranges; `plan_ranges` says which rows share a request."""
         return next(self.read_many([(key, rows)], row_bytes))
 
-    def read_many(self, requests: Sequence[RowRequest], row_bytes: int) -> Iterator[RowsRead]:
+    def read_many(self, requests: Sequence[RowRequest], row_bytes: int | Sequence[int]) -> Iterator[RowsRead]:
         """Fetch rows of many objects as concurrent byte ranges, in batches of bounded size."""
-        batch: list[RowRequest] = []
-        size = 0
-        for key, rows in requests:
-            span = (int(rows.max() - rows.min()) + 1) * row_bytes if len(rows) else 0
-            if batch and size + span > BATCH_BYTES:
-                yield from self._read_batch(batch, row_bytes)
-                batch, size = [], 0
-            batch.append((key, rows))
+        widths = [row_bytes] * len(requests) if isinstance(row_bytes, int) else list(row_bytes)
+        first, size = 0, 0
+        for number, ((_, rows), width) in enumerate(zip(requests, widths, strict=True)):
+            span = (int(rows.max() - rows.min()) + 1) * width if len(rows) else 0
+            if number > first and size + span > BATCH_BYTES:
+                yield from self._read_batch(requests[first:number], widths[first:number])
+                first, size = number, 0
             size += span
-        yield from self._read_batch(batch, row_bytes)
+        yield from self._read_batch(requests[first:], widths[first:])
 
-    def _read_batch(self, requests: Sequence[RowRequest], row_bytes: int) -> Iterator[RowsRead]:
+    def _read_batch(self, requests: Sequence[RowRequest], widths: Sequence[int]) -> Iterator[RowsRead]:
         wanted, inverse = [], []
         for _, rows in requests:
             unique, back = np.unique(rows, return_inverse=True)
             wanted.append(unique)
             inverse.append(back)
-        found = [np.empty((len(rows), row_bytes), np.uint8) for rows in wanted]
+        found = [np.empty((len(rows), width), np.uint8) for rows, width in zip(wanted, widths, strict=True)]
         spent = [[0, 0] for _ in wanted]
         failed: dict[int, FileNotFoundError | ValueError] = {}
 
         async def one(span: tuple[int, int, int]) -> None:
             number, a, b = span
-            rows = wanted[number][a:b]
-            start, end = int(rows[0]) * row_bytes, (int(rows[-1]) + 1) * row_bytes
+            rows, width = wanted[number][a:b], widths[number]
+            start, end = int(rows[0]) * width, (int(rows[-1]) + 1) * width
             spent[number][0] += end - start
             spent[number][1] += 1
             try:
@@ -127,9 +126,9 @@ class FsspecObjects:
             except (FileNotFoundError, ValueError) as error:
                 failed.setdefault(number, error)
                 return
-            found[number][a:b] = np.frombuffer(piece, np.uint8).reshape(-1, row_bytes)[rows - rows[0]]
+            found[number][a:b] = np.frombuffer(piece, np.uint8).reshape(-1, width)[rows - rows[0]]
 
-        self._run(one, plan_ranges(wanted, row_bytes))
+        self._run(one, plan_ranges(wanted, widths))
         for number, (values, back, (n_bytes, n_requests)) in enumerate(zip(found, inverse, spent, strict=True)):
             if number in failed:
                 raise failed[number]
@@ -290,7 +289,7 @@ class FsspecObjects:
         raise AssertionError("unreachable")
 
 
-def plan_ranges(wanted: Sequence[NDArray[np.int64]], row_bytes: int) -> list[tuple[int, int, int]]:
+def plan_ranges(wanted: Sequence[NDArray[np.int64]], widths: Sequence[int]) -> list[tuple[int, int, int]]:
     """Choose which rows of which object share a request.
 
     Neighbouring rows always do, also over a gap of `SMALL_GAP`. Wider gaps are bridged, the smallest first, as long as
@@ -303,8 +302,8 @@ def plan_ranges(wanted: Sequence[NDArray[np.int64]], row_bytes: int) -> list[tup
     ----------
     wanted : sequence of ndarray of int64
         Rows of each object, sorted, each once.
-    row_bytes : int
-        Size of a row.
+    widths : sequence of int
+        Bytes of a row of each object.
 
     Returns
     -------
@@ -312,23 +311,25 @@ def plan_ranges(wanted: Sequence[NDArray[np.int64]], row_bytes: int) -> list[tup
         Number of the object and the positions [start, stop) in its wanted rows of each request.
     """
     sizes = np.array([len(rows) for rows in wanted], np.int64)
-    total = int(sizes.sum())
-    if not total:
+    n_rows = int(sizes.sum())
+    if not n_rows:
         return []
     rows = np.concatenate(wanted)
     owner = np.repeat(np.arange(len(wanted)), sizes)
-    gaps = (np.diff(rows) - 1) * row_bytes
+    width = np.asarray(widths, np.int64)[owner]
+    gaps = (np.diff(rows) - 1) * width[1:]
     same = owner[1:] == owner[:-1]
     bridged = same & (gaps <= SMALL_GAP)
-    read = total * row_bytes + int(gaps[bridged].sum())
+    n_requests = n_rows - int(bridged.sum())
     candidates = np.flatnonzero(same & ~bridged & (gaps <= REQUEST_BYTES))
-    candidates = candidates[np.argsort(gaps[candidates], kind="stable")]
-    n_requests = total - int(bridged.sum())
-    affordable = int(np.searchsorted(read + np.cumsum(gaps[candidates]), 2 * total * row_bytes, side="right"))
-    scattered = n_requests > max(CONNECTIONS, total // CLUSTER_ROWS)
-    bridged[candidates if scattered else candidates[:affordable]] = True
+    if n_requests <= max(CONNECTIONS, n_rows // CLUSTER_ROWS):
+        candidates = candidates[np.argsort(gaps[candidates], kind="stable")]
+        selected = int(width.sum())
+        read = selected + int(gaps[bridged].sum()) + np.cumsum(gaps[candidates])
+        candidates = candidates[: int(np.searchsorted(read, 2 * selected, side="right"))]
+    bridged[candidates] = True
     cuts = np.flatnonzero(~bridged) + 1
-    first, last = np.concatenate(([0], cuts)), np.concatenate((cuts, [total]))
+    first, last = np.concatenate(([0], cuts)), np.concatenate((cuts, [n_rows]))
     before = (np.cumsum(sizes) - sizes)[owner[first]]
     return [(int(n), int(a), int(b)) for n, a, b in zip(owner[first], first - before, last - before, strict=True)]
 

@@ -273,5 +273,5 @@ def test_what_a_killed_writer_left_is_swept_when_it_is_old(tmp_path: Path) -> No
 def test_a_half_removed_store_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr/removing.json").write_text("{}")
-    with pytest.raises(ConflictError, match="removal .* has not been finished"):
+    with pytest.raises(ConflictError, match=r"removal .* has not been finished"):
         create_store(tmp_path / "s.zarr", {"a": 3}, {"train": 2})

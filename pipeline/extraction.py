@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -322,11 +323,18 @@ def _check_space(plan: Plan) -> None:
     objects = open_objects(plan.uri)
     if not isinstance(objects, LocalObjects):
         return
-    place = next(p for p in [objects.root.absolute(), *objects.root.absolute().parents] if p.exists())
-    if not os.access(place, os.W_OK):
-        raise InvalidInputError(f"cannot write to {str(place)!r}: permission denied; choose a root that is writable.")
-    if not place.is_dir():
-        raise InvalidInputError(f"cannot write to {str(place)!r}: it is a file; choose a folder as the root.")
+    place = objects.root.absolute().parent
+    occupied = next((p for p in [place, *place.parents] if p.exists() and not p.is_dir()), None)
+    if occupied is not None:
+        raise InvalidInputError(f"cannot write to {str(occupied)!r}: it is a file; choose a folder as the root.")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        # Permission bits do not tell of read-only file systems, nor of the superuser's rights.
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot write to {str(place)!r}: {(error.strerror or str(error)).lower()}; choose a root that is writable."
+        ) from error
     free = shutil.disk_usage(place).free
     if plan.n_bytes > free:
         raise InvalidInputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -22,13 +24,13 @@ N, LAYERS, WIDTH = 1000, 100, 2000
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         uri = build(Path(folder) / "bench.zarr")
-        rows = reading(uri) + opening(Path(folder))
+        rows = reading(uri) + opening(Path(folder)) + memory(Path(folder))
     report("store", rows)
 
 
-def build(path: Path) -> str:
+def build(path: Path, n: int = N, n_layers: int = LAYERS) -> str:
     rng = np.random.default_rng(0)
-    writer = create_store(path, {f"layer{i:03d}": WIDTH for i in range(LAYERS)}, {"train": N})
+    writer = create_store(path, {f"layer{i:03d}": WIDTH for i in range(n_layers)}, {"train": n})
     for block in writer.missing()["train"]:
         a, b = writer.store.splits["train"].block_range(block)
         writer.write_block(
@@ -48,13 +50,13 @@ def reading(uri: str) -> list[dict]:
     wanted = rng.choice(store.n_features, store.n_features // 100, replace=False)
 
     def full_scan() -> None:
-        map_tasks(store.read_chunk, chunks, stage="scan")
+        map_tasks(lambda ref: store.read_chunk(ref).shape, chunks, stage="scan")
 
     seconds = alternate(
         {
-            "files": lambda: [np.fromfile(f, np.uint8) for f in files],
+            "files": lambda: [np.fromfile(f, np.uint8).shape for f in files],
             "scan": full_scan,
-            "zarr": lambda: [group[f"train/layers/{name}"][:] for name in store.layers],
+            "zarr": lambda: [group[f"train/layers/{name}"][:].shape for name in store.layers],
             "columns": lambda: store.columns("train", wanted),
             "verify": lambda: verify_store(store),
         }
@@ -93,6 +95,23 @@ def opening(folder: Path) -> list[dict]:
         at_most("opening 200 layers x 1,000 blocks, seconds", elapsed, 1),
         at_most("opening 200 layers x 1,000 blocks, MB of memory", peak / 1e6, 200),
     ]
+
+
+def memory(folder: Path) -> list[dict]:
+    """Compare the peak memory of a statistics pass over n and over 10 n samples, each in a process of its own."""
+    code = """
+import re, sys
+from pipeline.statistics import compute_statistics
+from store import open_store
+compute_statistics(open_store(sys.argv[1]))
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+    peaks = []
+    for n in (1000, 10_000):
+        uri = build(folder / f"n{n}.zarr", n, 20)
+        done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    return [at_most("peak memory of a pass over 10 n samples / over n", peaks[1] / peaks[0], 1.1)]
 
 
 if __name__ == "__main__":

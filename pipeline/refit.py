@@ -122,7 +122,7 @@ def refit(
     found = find_result(store, "heads", inputs)
     if found is not None:
         return _head(found, reused=True)
-    start, bytes_before = time.perf_counter(), store.reads.n_bytes
+    start, bytes_before, requests_before = time.perf_counter(), store.reads.n_bytes, store.reads.n_requests
     indices = np.sort(np.asarray(indices, np.int64))
     normalize = _normalizer(store, indices, normalization, train)
     n_classes = len(store.class_names)
@@ -141,6 +141,7 @@ def refit(
         **fitting,
         "seconds": round(time.perf_counter() - start, 3),
         "bytes_read": store.reads.n_bytes - bytes_before,
+        "requests": store.reads.n_requests - requests_before,
     }
     arrays = {
         "indices": (indices, ("feature",)),

@@ -277,8 +277,10 @@ class ActivationStore:
     def _damaged(self, ref: ChunkRef, how: str) -> DamagedStoreError:
         return self._block_damaged(ref.split, ref.block, f"chunk {ref.key}", how)
 
-    def columns(self, split: str, indices: ArrayLike, samples: slice = slice(None)) -> NDArray[np.float32]:
-        """Return chosen features of a split, reading only their bytes.
+    def columns(
+        self, split: str, indices: ArrayLike, samples: slice = slice(None), layer: str | None = None
+    ) -> NDArray[np.float32]:
+        """Return chosen features of a split, reading and verifying only their bytes.
 
         Parameters
         ----------
@@ -289,6 +291,8 @@ class ActivationStore:
             count from the end.
         samples : slice
             A contiguous range of samples.
+        layer : str, optional
+            A layer whose features the indices count instead.
 
         Returns
         -------
@@ -313,14 +317,15 @@ class ActivationStore:
                 f"feature indices must be a one-dimensional array of integers, not shape {wanted.shape} "
                 f"of {wanted.dtype}."
             )
-        p = self.n_features
+        chosen = None if layer is None else self.layer(layer)
+        p = self.n_features if chosen is None else chosen.n_features
         outside = (wanted < -p) | (wanted >= p)
         if outside.any():
-            raise IndexError(f"feature index {wanted[outside][0]} is out of range for a store of {p:,} features")
+            raise IndexError(f"feature index {wanted[outside][0]} is out of range for {p:,} features")
         start, stop, step = samples.indices(s.n_samples)
         if step != 1:
             raise InvalidInputError(f"samples must be a contiguous range, not step {step}.")
-        wanted = np.where(wanted < 0, wanted + p, wanted).astype(np.int64)
+        wanted = np.where(wanted < 0, wanted + p, wanted).astype(np.int64) + (0 if chosen is None else chosen.offset)
         out = np.empty((len(wanted), max(stop - start, 0)), self.dtype)
         blocks = [b for b in range(s.n_blocks) if s.block_range(b)[0] < stop and s.block_range(b)[1] > start]
         parts: list[tuple[ChunkRef, NDArray[np.int64], NDArray[np.intp]]] = []
@@ -337,7 +342,7 @@ class ActivationStore:
             s0, s1 = s.block_range(ref.block)
             a, b = max(s0, start), min(s1, stop)
             out[targets, a - start : b - start] = rows_read.view(self.dtype)[:, a - s0 : b - s0]
-        return out.astype(np.float32, copy=False).T
+        return layout.widen(out).T
 
     def _read_rows(
         self, split: Split, parts: Sequence[tuple[ChunkRef, NDArray[np.int64], NDArray[np.intp]]]

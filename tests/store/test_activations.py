@@ -58,6 +58,15 @@ def test_columns_agree_with_numpy_indexing(data, tmp_path_factory) -> None:
     np.testing.assert_array_equal(got, full.T[samples][:, np.array(indices, dtype=int)])
 
 
+def test_columns_of_a_layer_count_its_own_features(store, values) -> None:
+    got = store.columns("test", [0, 63, -1], slice(3, 20), layer="blocks.1")
+    np.testing.assert_array_equal(got, values["test"][3:20, [47, 110, 110]])
+    with pytest.raises(IndexError, match="64 is out of range for 64 features"):
+        store.columns("test", [64], layer="blocks.1")
+    with pytest.raises(InvalidInputError, match="did you mean 'blocks.0', 'blocks.1'"):
+        store.columns("test", [0], layer="blocks.2")
+
+
 def test_columns_refuse_what_numpy_refuses(store) -> None:
     with pytest.raises(IndexError, match=f"{P} is out of range"):
         store.columns("train", [0, P])
@@ -152,6 +161,16 @@ def test_committing_the_same_block_twice_is_harmless_and_other_bytes_are_refused
         writer.write_block("train", 0, block | {"stem": block["stem"] + 1})
     kept = open_store(writer.uri, allow_incomplete=True).columns("train", [0], slice(0, 30))
     np.testing.assert_array_equal(kept[:, 0], block["stem"][0])
+
+
+def test_provenance_is_not_identity(tmp_path: Path) -> None:
+    _, manifests = synthetic()
+    notes = [{}, {"device": "cuda"}, {"batch_size": 7, "versions": {"torch": "9"}}, {"weights": "file"}]
+    stores = [
+        create_store(tmp_path / f"{i}.zarr", LAYERS, SPLITS, manifests=manifests, provenance=p, block_samples=9 + i)
+        for i, p in enumerate(notes)
+    ]
+    assert len({writer.store.fingerprint for writer in stores}) == 1
 
 
 def test_another_store_at_the_same_place_is_refused(store) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store.layout import CHUNK_BYTES, MAX_BLOCK, Layer, check_plan, encode, locate, plan_layers
+from store.layout import CHUNK_BYTES, MAX_BLOCK, Layer, check_plan, encode, locate, plan_layers, widen
 
 sizes = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 3_000_000), min_size=1, max_size=8)
 samples = st.dictionaries(st.sampled_from(["train", "val", "test"]), st.integers(1, 3_000_000), min_size=1)
@@ -63,3 +63,13 @@ def test_a_chunk_is_padded_with_nan_and_little_endian_whatever_the_machine() -> 
     assert np.isnan(decoded[2]).all()
     assert np.isnan(decoded[:, 2]).all()
     assert len(crc) == 4
+
+
+def test_widening_is_exact_for_every_finite_half() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)].reshape(-1, 64)
+    widened = widen(finite)
+    np.testing.assert_array_equal(widened, finite.astype(np.float32))
+    np.testing.assert_array_equal(np.signbit(widened), np.signbit(finite))
+    assert widen(np.empty((0, 5), np.float16)).shape == (0, 5)
+    assert widen(np.empty((5, 0), np.float16)).shape == (5, 0)

@@ -329,12 +329,12 @@ class ActivationStore:
         out = np.empty((len(wanted), max(stop - start, 0)), self.dtype)
         blocks = [b for b in range(s.n_blocks) if s.block_range(b)[0] < stop and s.block_range(b)[1] > start]
         parts: list[tuple[ChunkRef, NDArray[np.int64], NDArray[np.intp]]] = []
-        for layer, positions in layout.locate(tuple(self.layers.values()), wanted):
-            local = wanted[positions] - layer.offset
-            for chunk in np.unique(local // layer.chunk_features):
-                inside = local // layer.chunk_features == chunk
-                rows = local[inside] - chunk * layer.chunk_features
-                parts += [(ChunkRef(s.name, layer.name, int(chunk), b), rows, positions[inside]) for b in blocks]
+        for owner, positions in layout.locate(tuple(self.layers.values()), wanted):
+            local = wanted[positions] - owner.offset
+            for chunk in np.unique(local // owner.chunk_features):
+                inside = local // owner.chunk_features == chunk
+                rows = local[inside] - chunk * owner.chunk_features
+                parts += [(ChunkRef(s.name, owner.name, int(chunk), b), rows, positions[inside]) for b in blocks]
         expected = self._row_checksums(s, wanted, blocks) if len(wanted) else {}
         for (ref, _, targets), rows_read in zip(parts, self._read_rows(s, parts), strict=True):
             if (layout.checksum_rows(rows_read) != expected[ref.block][targets]).any():

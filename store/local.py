@@ -43,6 +43,7 @@ class LocalObjects:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = str(root)
+        self.options: dict[str, Any] = {}
         self._renamed: set[Path] = set()
         self._lock = threading.Lock()
 

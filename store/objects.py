@@ -50,6 +50,8 @@ class Objects(Protocol):
     """
 
     uri: str
+    options: dict[str, Any]
+    """What `open_objects` needs besides the URI to open the same location again; may hold secrets: never show it."""
 
     def read(self, key: str) -> bytes:
         """Return all bytes of an object."""

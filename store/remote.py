@@ -61,10 +61,10 @@ class FsspecObjects:
         self.fs = fs
         self.path = path.rstrip("/")
         self.uri = uri
-        self._options = options
+        self.options = options
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.uri, self._options)
+        return _reopened, (self.uri, self.options)
 
     def __repr__(self) -> str:
         return f"FsspecObjects({self.uri!r})"
@@ -283,7 +283,7 @@ class FsspecObjects:
                         raise
                     if cause is Cause.ABSENT:
                         raise FileNotFoundError(errno.ENOENT, "no such object", key) from None
-                    raise faults.explained(error, cause, self.uri, verb, attempt, self._options) from None
+                    raise faults.explained(error, cause, self.uri, verb, attempt, self.options) from None
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))
             delay *= 2
         raise AssertionError("unreachable")

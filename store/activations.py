@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -415,36 +413,15 @@ class ActivationStore:
 
         Reductions of float16 overflow silently in Dask: widen first, ``.astype("float32")``.
         """
-        import dask.array as da
+        from store.views import dask_array
 
-        s, chosen = self.split(split), self.layer(layer)
-        features = [b - a for a, b in (chosen.chunk_range(c) for c in range(chosen.n_chunks))]
-        samples = [b - a for a, b in (s.block_range(b) for b in range(s.n_blocks))]
-
-        def load(block_info: Any = None) -> NDArray[Any]:
-            chunk, block = block_info[None]["chunk-location"]
-            return self.read_chunk(ChunkRef(s.name, chosen.name, chunk, block))
-
-        return da.map_blocks(
-            load,
-            chunks=(tuple(features), tuple(samples)),
-            dtype=self.dtype,
-            meta=np.empty((0, 0), self.dtype),
-            name=f"{chosen.name}-{self.fingerprint}-{s.name}",
-        )
+        return dask_array(self, split, layer)
 
     def xarray(self) -> xarray.DataTree:
         """Return the whole store as a lazy xarray DataTree: one node per split, one variable per layer."""
-        import xarray as xr
+        from store.views import data_tree
 
-        nodes = {}
-        for split in self.splits:
-            layers = {n: ((f"{n}_feature", "sample"), self.dask(split, n)) for n in self.layers}
-            coordinates = {"id": ("sample", self.ids(split)), "label": ("sample", self.labels(split))}
-            nodes[split] = xr.Dataset(layers, coordinates)
-        tree = xr.DataTree.from_dict(nodes)
-        tree.attrs = {"fingerprint": self.fingerprint, "uri": self.uri}
-        return tree
+        return data_tree(self)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -474,22 +451,9 @@ class ActivationStore:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>"
-            f"{html.escape(v if isinstance(v, str) else json.dumps(v))}</td></tr>"
-            for k, v in self.summary.items()
-        )
-        widest = max(layer.n_features for layer in self.layers.values())
-        bars = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(layer.name)}</td><td>{layer.n_features:,}</td>"
-            f"<td style='width:12em;text-align:left'><div style='height:.7em;background:#4878a8;"
-            f"width:{100 * layer.n_features / widest:.1f}%'></div></td></tr>"
-            for layer in self.layers.values()
-        )
-        return (
-            f"<b>Activation store</b><table>{rows}</table><details><summary>{len(self.layers)} layers</summary>"
-            f"<table><tr><th>layer</th><th>features</th><th></th></tr>{bars}</table></details>"
-        )
+        from store.views import html_summary
+
+        return html_summary(self)
 
 
 def open_store(uri: str | os.PathLike[str], allow_incomplete: bool = False, **options: Any) -> ActivationStore:

@@ -104,7 +104,8 @@ def show(uri: StoreArgument, as_json: Json = False) -> None:
     Example: head2toe show demo/3f2a
     """
     from store import open_store
-    from store.catalogue import describe_results, list_aliases, resolve_store, split_uri
+    from store.aliases import list_aliases, resolve_store, split_uri
+    from store.catalogue import describe_results
 
     store = open_store(resolve_store(uri), allow_incomplete=True)
     root, name = split_uri(store.uri)
@@ -206,7 +207,7 @@ def verify(
     """
     from pipeline.verification import mark_for_rewriting, verify_store
     from store import open_store
-    from store.catalogue import resolve_store
+    from store.aliases import resolve_store
 
     place = resolve_store(uri)
     try:
@@ -252,7 +253,8 @@ def remove(
 
     Example: head2toe remove demo/3f2a --force
     """
-    from store.catalogue import remove_store, resolve_store
+    from store.aliases import resolve_store
+    from store.removal import remove_store
 
     removed = remove_store(resolve_store(uri), force=force)
     if as_json:
@@ -277,7 +279,7 @@ def alias(
 
     Example: head2toe alias demo digits 3f2a
     """
-    from store.catalogue import remove_alias, set_alias
+    from store.aliases import remove_alias, set_alias
     from store.objects import join
 
     if (uri is None) != delete:
@@ -318,7 +320,7 @@ def import_command(
     Example: head2toe import features.npz --root stores --name mine
     """
     from pipeline.importing import import_file
-    from store.catalogue import check_alias, set_alias
+    from store.aliases import check_alias, set_alias
 
     if name is not None:
         check_alias(name)

@@ -247,7 +247,7 @@ def select(
     """
     from pipeline.selection import SelectionParameters, select_features
     from store import open_store
-    from store.catalogue import resolve_store
+    from store.aliases import resolve_store
 
     parameters = SelectionParameters(
         fraction=fraction,
@@ -297,7 +297,7 @@ def refit(
     from pipeline.refit import refit as refit_stage
     from pipeline.selection import read_selection
     from store import open_store
-    from store.catalogue import resolve_store
+    from store.aliases import resolve_store
 
     if (selection is None) != linear:
         raise typer.BadParameter("give either --selection ID or --linear; `head2toe show STORE` lists the selections.")

@@ -326,37 +326,50 @@ class ActivationStore:
         wanted = np.where(wanted < 0, wanted + p, wanted).astype(np.int64) + (0 if chosen is None else chosen.offset)
         out = np.empty((len(wanted), max(stop - start, 0)), self.dtype)
         blocks = [b for b in range(s.n_blocks) if s.block_range(b)[0] < stop and s.block_range(b)[1] > start]
-        parts: list[tuple[ChunkRef, NDArray[np.int64], NDArray[np.intp]]] = []
+        order: list[NDArray[np.intp]] = []
+        wanted_rows: list[tuple[str, int, NDArray[np.int64]]] = []
         for owner, positions in layout.locate(tuple(self.layers.values()), wanted):
             local = wanted[positions] - owner.offset
             for chunk in np.unique(local // owner.chunk_features):
                 inside = local // owner.chunk_features == chunk
-                rows = local[inside] - chunk * owner.chunk_features
-                parts += [(ChunkRef(s.name, owner.name, int(chunk), b), rows, positions[inside]) for b in blocks]
-        expected = self._row_checksums(s, wanted, blocks) if len(wanted) else {}
-        for (ref, _, targets), rows_read in zip(parts, self._read_rows(s, parts), strict=True):
-            if (layout.checksum_rows(rows_read) != expected[ref.block][targets]).any():
+                order.append(positions[inside])
+                wanted_rows.append((owner.name, int(chunk), local[inside] - chunk * owner.chunk_features))
+        if not order:
+            return np.empty((out.shape[1], 0), np.float32)
+        targets = np.concatenate(order)
+        expected = self._row_checksums(s, wanted[targets], blocks)
+        for block, rows in zip(blocks, self._read_rows(s, blocks, wanted_rows), strict=True):
+            wrong = np.flatnonzero(layout.checksum_rows(rows) != expected[block])
+            if len(wrong):
+                at = int(np.searchsorted(np.cumsum([len(r) for *_, r in wanted_rows]), wrong[0], side="right"))
+                ref = ChunkRef(s.name, *wanted_rows[at][:2], block)
                 raise self._damaged(ref, "does not have the checksums per feature that were committed")
-            s0, s1 = s.block_range(ref.block)
+            s0, s1 = s.block_range(block)
             a, b = max(s0, start), min(s1, stop)
-            out[targets, a - start : b - start] = rows_read.view(self.dtype)[:, a - s0 : b - s0]
+            out[targets, a - start : b - start] = rows.view(self.dtype)[:, a - s0 : b - s0]
         return layout.widen(out).T
 
     def _read_rows(
-        self, split: Split, parts: Sequence[tuple[ChunkRef, NDArray[np.int64], NDArray[np.intp]]]
+        self, split: Split, blocks: Sequence[int], wanted: Sequence[tuple[str, int, NDArray[np.int64]]]
     ) -> Iterator[NDArray[np.uint8]]:
-        found = self.objects.read_many(
-            [(ref.key, rows) for ref, rows, _ in parts], split.block_samples * self.dtype.itemsize
-        )
-        for ref, _, _ in parts:
+        """Yield per block the bytes of all wanted rows of its chunks, shape (row, byte)."""
+        row_bytes = split.block_samples * self.dtype.itemsize
+        refs = [(ChunkRef(split.name, name, chunk, b), rows) for b in blocks for name, chunk, rows in wanted]
+        found = self.objects.read_many([(ref.key, rows) for ref, rows in refs], row_bytes)
+        gathered, filled = np.empty((sum(len(rows) for *_, rows in wanted), row_bytes), np.uint8), 0
+        for ref, rows in refs:
             try:
-                rows, n_bytes, n_requests = next(found)
+                values, n_bytes, n_requests = next(found)
             except FileNotFoundError:
                 raise self._damaged(ref, "is missing") from None
             except (IndexError, ValueError) as error:
                 raise self._damaged(ref, "is too short") from error
             self.reads.add(n_bytes, n_requests)
-            yield rows
+            gathered[filled : filled + len(rows)] = values
+            filled += len(rows)
+            if filled == len(gathered):
+                yield gathered
+                filled = 0
 
     def _row_checksums(
         self, split: Split, features: NDArray[np.int64], blocks: Sequence[int]

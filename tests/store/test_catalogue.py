@@ -13,17 +13,10 @@ import zarr
 from samples import CLASSES, LAYERS, SPLITS, synthetic, write_all
 
 from store import ActivationStore, create_store, open_store
-from store.catalogue import (
-    describe_results,
-    list_aliases,
-    list_stores,
-    remove_alias,
-    remove_store,
-    resolve_store,
-    set_alias,
-    split_uri,
-)
+from store.aliases import list_aliases, remove_alias, resolve_store, set_alias, split_uri
+from store.catalogue import describe_results, list_stores
 from store.errors import ConflictError, DamagedStoreError, InvalidInputError, StoreNotFoundError
+from store.removal import remove_store
 from store.results import write_result
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.compute import Progress, map_tasks
 from store import hierarchy, layout
 from store.activations import ActivationStore
-from store.errors import Head2ToeError
+from store.errors import DamagedStoreError, StoreNotFoundError
 from store.hierarchy import METADATA
 from store.layout import ChunkRef, Split
 from store.records import BlockRecord, read_record
@@ -25,7 +25,18 @@ MOST_NAMED = 3
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-_DOES_NOT_HOLD = (Head2ToeError, OSError, ValueError, KeyError, TypeError, AttributeError)
+# Storage that gives no answer or no permission says nothing of the bytes, and must not pass for damage.
+_DOES_NOT_HOLD = (
+    DamagedStoreError,
+    StoreNotFoundError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,9 +105,10 @@ class ActivationStore:
         self.documents: dict[str, str] = attributes["documents"]
         self.reads = ReadCounter()
         self._records: dict[tuple[str, int], BlockRecord] = {}
+        self._committed: set[tuple[str, int]] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.uri, True)
+        return functools.partial(open_store, **self.objects.options), (self.uri, True)
 
     def check(self) -> None:
         """Check that the layout holds together and that the Zarr metadata describes just that.
@@ -202,6 +204,7 @@ class ActivationStore:
         for s in [self.split(split)] if split is not None else self.splits.values():
             there = set(self.objects.names(f"blocks/{s.name}"))
             absent = [b for b in range(s.n_blocks) if layout.record_key(s.name, b).rsplit("/", 1)[1] not in there]
+            self._committed.update((s.name, b) for b in set(range(s.n_blocks)).difference(absent))
             if absent:
                 found[s.name] = absent
         return found
@@ -337,9 +340,9 @@ class ActivationStore:
         if not order:
             return np.empty((out.shape[1], 0), np.float32)
         targets = np.concatenate(order)
-        expected = self._row_checksums(s, wanted[targets], blocks)
-        for block, rows in zip(blocks, self._read_rows(s, blocks, wanted_rows), strict=True):
-            wrong = np.flatnonzero(layout.checksum_rows(rows) != expected[block])
+        self._check_committed(s, blocks)
+        for block, rows, expected in self._read_rows(s, blocks, wanted_rows, wanted[targets]):
+            wrong = np.flatnonzero(layout.checksum_rows(rows) != expected)
             if len(wrong):
                 at = int(np.searchsorted(np.cumsum([len(r) for *_, r in wanted_rows]), wrong[0], side="right"))
                 ref = ChunkRef(s.name, *wanted_rows[at][:2], block)
@@ -349,14 +352,37 @@ class ActivationStore:
             out[targets, a - start : b - start] = rows.view(self.dtype)[:, a - s0 : b - s0]
         return layout.widen(out).T
 
+    def _check_committed(self, split: Split, blocks: Sequence[int]) -> None:
+        # A block that was seen committed stays so, and its bytes are checked: only of others is asked again.
+        if not self._committed.issuperset((split.name, b) for b in blocks):
+            missing = sorted(set(self.missing(split.name).get(split.name, ())).intersection(blocks))
+            if missing:
+                raise self._incomplete({split.name: missing})
+
     def _read_rows(
-        self, split: Split, blocks: Sequence[int], wanted: Sequence[tuple[str, int, NDArray[np.int64]]]
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Yield per block the bytes of all wanted rows of its chunks, shape (row, byte)."""
+        self,
+        split: Split,
+        blocks: Sequence[int],
+        wanted: Sequence[tuple[str, int, NDArray[np.int64]]],
+        features: NDArray[np.int64],
+    ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint32]]]:
+        """Yield each block, the bytes of all wanted rows of its chunks, and their checksums; all requested at once."""
         row_bytes = split.block_samples * self.dtype.itemsize
+        sum_keys = [layout.row_checksums_key(split.name, b) for b in blocks]
         refs = [(ChunkRef(split.name, name, chunk, b), rows) for b in blocks for name, chunk, rows in wanted]
-        found = self.objects.read_many([(ref.key, rows) for ref, rows in refs], row_bytes)
-        gathered, filled = np.empty((sum(len(rows) for *_, rows in wanted), row_bytes), np.uint8), 0
+        found = self.objects.read_many(
+            [*((key, features) for key in sum_keys), *((ref.key, rows) for ref, rows in refs)],
+            [np.dtype(np.uint32).itemsize] * len(blocks) + [row_bytes] * len(refs),
+        )
+        sums = {}
+        for block, key in zip(blocks, sum_keys, strict=True):
+            try:
+                checksums, n_bytes, n_requests = next(found)
+            except (FileNotFoundError, IndexError, ValueError):
+                raise self._block_damaged(split.name, block, key, "is missing or too short") from None
+            self.reads.add(n_bytes, n_requests)
+            sums[block] = checksums.view("<u4")[:, 0]
+        gathered, filled = np.empty((len(features), row_bytes), np.uint8), 0
         for ref, rows in refs:
             try:
                 values, n_bytes, n_requests = next(found)
@@ -368,26 +394,8 @@ class ActivationStore:
             gathered[filled : filled + len(rows)] = values
             filled += len(rows)
             if filled == len(gathered):
-                yield gathered
+                yield ref.block, gathered, sums[ref.block]
                 filled = 0
-
-    def _row_checksums(
-        self, split: Split, features: NDArray[np.int64], blocks: Sequence[int]
-    ) -> dict[int, NDArray[np.uint32]]:
-        missing = [b for b in blocks if (split.name, b) not in self._records and not self.is_committed(split.name, b)]
-        if missing:
-            raise self._incomplete({split.name: missing})
-        keys = [layout.row_checksums_key(split.name, b) for b in blocks]
-        found = self.objects.read_many([(key, features) for key in keys], np.dtype(np.uint32).itemsize)
-        sums = {}
-        for block, key in zip(blocks, keys, strict=True):
-            try:
-                rows, n_bytes, n_requests = next(found)
-            except (FileNotFoundError, IndexError, ValueError):
-                raise self._block_damaged(split.name, block, key, "is missing or too short") from None
-            self.reads.add(n_bytes, n_requests)
-            sums[block] = rows.view("<u4")[:, 0]
-        return sums
 
     def row_checksums(self, split: str, block: int) -> NDArray[np.uint32]:
         """Return a block's CRC-32C per feature, verified against its commit record, shape (feature,)."""

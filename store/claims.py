@@ -18,6 +18,7 @@ import uuid
 from types import TracebackType
 from typing import Self
 
+from store.errors import Head2ToeError
 from store.objects import Objects
 
 LEASE = 60.0
@@ -108,7 +109,7 @@ class Claims:
             with self._lock:
                 for (split, block), generation in self._held.items():
                     # A failed renewal costs nothing before the lease is over, and the next one may succeed.
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError, Head2ToeError):
                         self._objects.write(_key(split, block, generation), [self._content()])
 
     def _content(self) -> bytes:

@@ -93,8 +93,7 @@ def write_result(
     nodes = {key: Filled(values, dimensions) for key, (values, dimensions) in arrays.items()}
     *members, (root, root_document) = hierarchy.documents(nodes, attributes).items()
     try:
-        for key, document in members:
-            store.objects.write(f"results/{kind}/{name}/{key}", [document])
+        store.objects.write_all((f"results/{kind}/{name}/{key}", [document]) for key, document in members)
         store.objects.create(f"results/{kind}/{name}/{root}", root_document)
     except OSError as error:
         raise InvalidInputError(

@@ -16,7 +16,7 @@ from store.activations import ActivationStore, open_store
 from store.errors import ConflictError, InvalidInputError, NotFiniteError, StoreNotFoundError
 from store.hierarchy import Filled
 from store.layout import ChunkRef
-from store.objects import open_objects
+from store.objects import Data, open_objects
 from store.records import BlockRecord, encode_record, read_record
 from store.spec import (
     FORMAT,
@@ -136,11 +136,12 @@ class StoreWriter:
         if committed is not None:
             return committed
         began = time.perf_counter()
-        for chunks in encoded.values():
-            for key, payload, crc in chunks:
-                store.objects.write(key, [payload, crc])
-        store.objects.write(layout.norms_key(split, block), [norms_view, norms_crc])
-        store.objects.write(layout.row_checksums_key(split, block), [rows_view, rows_crc])
+        items: list[tuple[str, Sequence[Data]]] = [
+            (key, [payload, crc]) for chunks in encoded.values() for key, payload, crc in chunks
+        ]
+        items.append((layout.norms_key(split, block), [norms_view, norms_crc]))
+        items.append((layout.row_checksums_key(split, block), [rows_view, rows_crc]))
+        store.objects.write_all(items)
         spent = {**(seconds or {}), "write": time.perf_counter() - began}
         record = record.model_copy(update={"seconds": {k: round(v, 4) for k, v in spent.items()}})
         if not store.objects.create(layout.record_key(split, block), encode_record(record)):
@@ -278,8 +279,7 @@ def create_store(
         return _resumed(there, attributes["fingerprint"])
     try:
         *members, (root, root_document) = hierarchy.documents(small, attributes, blank).items()
-        for key, document in members:
-            objects.write(key, [document])
+        objects.write_all((key, [document]) for key, document in members)
         objects.create(root, root_document)
     except OSError as error:
         raise InvalidInputError(

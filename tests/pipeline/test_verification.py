@@ -12,6 +12,7 @@ from samples import CLASSES, LAYERS, SPLITS, synthetic, write_all
 
 from pipeline.verification import Problem, mark_for_rewriting, verify_store
 from store import ActivationStore, create_store, open_store
+from store.faults import StorageError
 from store.layout import ChunkRef
 from store.records import BlockRecord, encode_record, read_record
 from store.results import write_result
@@ -243,3 +244,17 @@ def test_stores_in_memory_are_verified_too() -> None:
     mark_for_rewriting(store, [problem])
     assert open_store(writer.uri, allow_incomplete=True).missing() == {"test": [0]}
     assert json.loads(store.objects.read("zarr.json"))["attributes"]["fingerprint"] == store.fingerprint
+
+
+def test_storage_that_does_not_answer_is_no_damage(store, monkeypatch) -> None:
+    """An outage must never lead `--repair` to forget blocks that are whole."""
+
+    def unanswered(*_: object) -> bytes:
+        raise StorageError("no answer")
+
+    for method in ("read", "load", "names"):
+        with monkeypatch.context() as patch:
+            patch.setattr(store.objects, method, unanswered)
+            with pytest.raises(StorageError):
+                verify_store(store)
+    assert verify_store(store) == []

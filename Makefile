@@ -38,6 +38,7 @@ format: $(READY) ## rewrite the code as `make check` wants it
 
 bench: $(READY) ## measure ratios against limits and peers
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.remote
 
 clean: ## remove the environment and what tools leave behind
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -327,30 +327,26 @@ class ActivationStore:
         if step != 1:
             raise InvalidInputError(f"samples must be a contiguous range, not step {step}.")
         wanted = np.where(wanted < 0, wanted + p, wanted).astype(np.int64) + (0 if chosen is None else chosen.offset)
-        out = np.empty((len(wanted), max(stop - start, 0)), self.dtype)
+        out = np.empty((len(wanted), max(stop - start, 0)), np.float32)
         blocks = [b for b in range(s.n_blocks) if s.block_range(b)[0] < stop and s.block_range(b)[1] > start]
-        order: list[NDArray[np.intp]] = []
-        wanted_rows: list[tuple[str, int, NDArray[np.int64]]] = []
+        parts: list[tuple[str, int, NDArray[np.int64], NDArray[np.intp]]] = []
         for owner, positions in layout.locate(tuple(self.layers.values()), wanted):
-            local = wanted[positions] - owner.offset
-            for chunk in np.unique(local // owner.chunk_features):
-                inside = local // owner.chunk_features == chunk
-                order.append(positions[inside])
-                wanted_rows.append((owner.name, int(chunk), local[inside] - chunk * owner.chunk_features))
-        if not order:
-            return np.empty((out.shape[1], 0), np.float32)
-        targets = np.concatenate(order)
+            chunks, rows = np.divmod(wanted[positions] - owner.offset, owner.chunk_features)
+            for chunk in np.unique(chunks) if owner.n_chunks > 1 else (0,):
+                inside = chunks == chunk
+                parts.append((owner.name, int(chunk), rows[inside], positions[inside]))
+        if not parts or not blocks:
+            return out.T
         self._check_committed(s, blocks)
-        for block, rows, expected in self._read_rows(s, blocks, wanted_rows, wanted[targets]):
-            wrong = np.flatnonzero(layout.checksum_rows(rows) != expected)
-            if len(wrong):
-                at = int(np.searchsorted(np.cumsum([len(r) for *_, r in wanted_rows]), wrong[0], side="right"))
-                ref = ChunkRef(s.name, *wanted_rows[at][:2], block)
+        for block, part, rows, expected in self._read_rows(s, blocks, parts, wanted):
+            name, chunk, _, targets = parts[part]
+            if (layout.checksum_rows(rows) != expected[targets]).any():
+                ref = ChunkRef(s.name, name, chunk, block)
                 raise self._damaged(ref, "does not have the checksums per feature that were committed")
             s0, s1 = s.block_range(block)
             a, b = max(s0, start), min(s1, stop)
-            out[targets, a - start : b - start] = rows.view(self.dtype)[:, a - s0 : b - s0]
-        return layout.widen(out).T
+            out[targets, a - start : b - start] = layout.widen(rows.view(self.dtype)[:, a - s0 : b - s0])
+        return out.T
 
     def _check_committed(self, split: Split, blocks: Sequence[int]) -> None:
         # A block that was seen committed stays so, and its bytes are checked: only of others is asked again.
@@ -363,16 +359,15 @@ class ActivationStore:
         self,
         split: Split,
         blocks: Sequence[int],
-        wanted: Sequence[tuple[str, int, NDArray[np.int64]]],
+        parts: Sequence[tuple[str, int, NDArray[np.int64], NDArray[np.intp]]],
         features: NDArray[np.int64],
-    ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint32]]]:
-        """Yield each block, the bytes of all wanted rows of its chunks, and their checksums; all requested at once."""
-        row_bytes = split.block_samples * self.dtype.itemsize
+    ) -> Iterator[tuple[int, int, NDArray[np.uint8], NDArray[np.uint32]]]:
+        """Yield per block and part the bytes of its rows and the checksums of all features; all requested at once."""
         sum_keys = [layout.row_checksums_key(split.name, b) for b in blocks]
-        refs = [(ChunkRef(split.name, name, chunk, b), rows) for b in blocks for name, chunk, rows in wanted]
+        refs = [(b, i, ChunkRef(split.name, part[0], part[1], b)) for b in blocks for i, part in enumerate(parts)]
         found = self.objects.read_many(
-            [*((key, features) for key in sum_keys), *((ref.key, rows) for ref, rows in refs)],
-            [np.dtype(np.uint32).itemsize] * len(blocks) + [row_bytes] * len(refs),
+            [*((key, features) for key in sum_keys), *((ref.key, parts[i][2]) for _, i, ref in refs)],
+            [np.dtype(np.uint32).itemsize] * len(blocks) + [split.block_samples * self.dtype.itemsize] * len(refs),
         )
         sums = {}
         for block, key in zip(blocks, sum_keys, strict=True):
@@ -382,20 +377,15 @@ class ActivationStore:
                 raise self._block_damaged(split.name, block, key, "is missing or too short") from None
             self.reads.add(n_bytes, n_requests)
             sums[block] = checksums.view("<u4")[:, 0]
-        gathered, filled = np.empty((len(features), row_bytes), np.uint8), 0
-        for ref, rows in refs:
+        for block, i, ref in refs:
             try:
-                values, n_bytes, n_requests = next(found)
+                rows, n_bytes, n_requests = next(found)
             except FileNotFoundError:
                 raise self._damaged(ref, "is missing") from None
             except (IndexError, ValueError) as error:
                 raise self._damaged(ref, "is too short") from error
             self.reads.add(n_bytes, n_requests)
-            gathered[filled : filled + len(rows)] = values
-            filled += len(rows)
-            if filled == len(gathered):
-                yield ref.block, gathered, sums[ref.block]
-                filled = 0
+            yield block, i, rows, sums[block]
 
     def row_checksums(self, split: str, block: int) -> NDArray[np.uint32]:
         """Return a block's CRC-32C per feature, verified against its commit record, shape (feature,)."""

@@ -15,7 +15,7 @@ from store.errors import InvalidInputError
 
 CHUNK_BYTES = 16 * 2**20
 """Upper bound of a chunk's size: large enough to read at full speed, small enough for a task."""
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = 512 * 2**20
 """What one block may hold over all layers, since a writer keeps about two of them in memory."""
 MIN_BLOCK, MAX_BLOCK = 128, 8192
 FEW_BLOCKS = 16

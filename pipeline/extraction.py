@@ -232,8 +232,9 @@ def extract(parameters: ExtractionParameters, root: str, progress: Progress | No
         If the user stops it; committed blocks stay.
     """
     start = time.perf_counter()
+    device = _device(parameters.device)
     plan = plan_extraction(parameters, root, progress)
-    writer = _writer(plan, parameters)
+    writer = _writer(plan, parameters, device)
     store = writer.store
     if plan.parent is not None:
         _adopt_blocks(plan, writer)
@@ -245,7 +246,7 @@ def extract(parameters: ExtractionParameters, root: str, progress: Progress | No
     done = extracted = 0
     if todo:
         try:
-            for block, record in _write_blocks(plan, writer, todo, _device(parameters.device)):
+            for block, record in _write_blocks(plan, writer, todo, device):
                 done += sizes[block]
                 extracted += sizes[block] if record is not None else 0
                 if progress:
@@ -271,7 +272,7 @@ def _size(store: ActivationStore, split: str, block: int) -> int:
     return stop - start
 
 
-def _writer(plan: Plan, parameters: ExtractionParameters) -> StoreWriter:
+def _writer(plan: Plan, parameters: ExtractionParameters, device: torch.device) -> StoreWriter:
     try:
         there = open_store(plan.uri, allow_incomplete=True)
     except StoreNotFoundError:
@@ -287,7 +288,7 @@ def _writer(plan: Plan, parameters: ExtractionParameters) -> StoreWriter:
         "data": plan.data.name,
         "embedding": embedding[-1] if embedding else None,
         "batch_size": parameters.batch_size if parent is None else parent.provenance["batch_size"],
-        "device": _device_name(_device(parameters.device)),
+        "device": _device_name(device),
         "parent": None if parent is None else parent.fingerprint,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "timm", "numpy", "zarr")},
     }

@@ -1,8 +1,8 @@
 # One image for the Prefect server, the workers, Dask and JupyterLab: the same pinned versions everywhere.
 FROM python:3.11.13-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH
+RUN python -m venv /venv
+ENV PATH=/venv/bin:$PATH
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY store/ store/
@@ -15,13 +15,13 @@ FROM python:3.11.13-slim-bookworm
 # Fixed numbers, so that a volume keeps its owner from one image to the next.
 RUN groupadd --gid 1000 head2toe && useradd --uid 1000 --gid head2toe --create-home head2toe \
     && mkdir -p /app /home/head2toe/.cache && chown head2toe:head2toe /app /home/head2toe/.cache
-COPY --from=build /opt/venv /opt/venv
+COPY --from=build /venv /venv
 COPY --from=build --chown=head2toe:head2toe /app /app
 WORKDIR /app
 COPY --chown=head2toe:head2toe prefect.yaml ./
 COPY --chown=head2toe:head2toe configs/ configs/
 COPY --chown=head2toe:head2toe notebooks/ notebooks/
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
 USER head2toe
 # Made here so that named volumes mounted over them belong to the user.
 RUN mkdir demo work

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
 
 from store import hierarchy, layout
+from store.columns import read_columns
 from store.errors import (
     DamagedStoreError,
     FormatVersionError,
@@ -263,20 +264,21 @@ class ActivationStore:
         try:
             raw = self.objects.load(ref.key)
         except FileNotFoundError:
-            raise self._damaged(ref, "is missing") from None
+            raise self.damaged_chunk(ref, "is missing") from None
         self.reads.add(len(raw))
         payload = raw[: -layout.CRC_BYTES]
         size = layer.chunk_features * split.block_samples * self.dtype.itemsize
         if len(payload) != size:
-            raise self._damaged(ref, f"has {len(raw)} bytes instead of {size + layout.CRC_BYTES}")
+            raise self.damaged_chunk(ref, f"has {len(raw)} bytes instead of {size + layout.CRC_BYTES}")
         if layout.crc32c(payload) != record.checksums[layer.name][ref.chunk]:
-            raise self._damaged(ref, "does not have the checksum that was committed")
+            raise self.damaged_chunk(ref, "does not have the checksum that was committed")
         (f0, f1), (s0, s1) = layer.chunk_range(ref.chunk), split.block_range(ref.block)
         values = payload.view(self.dtype).reshape(layer.chunk_features, split.block_samples)
         return values[: f1 - f0, : s1 - s0]
 
-    def _damaged(self, ref: ChunkRef, how: str) -> DamagedStoreError:
-        return self._block_damaged(ref.split, ref.block, f"chunk {ref.key}", how)
+    def damaged_chunk(self, ref: ChunkRef, how: str) -> DamagedStoreError:
+        """Return the error that names a damaged chunk and the next step."""
+        return self.damaged_block(ref.split, ref.block, f"chunk {ref.key}", how)
 
     def columns(
         self, split: str, indices: ArrayLike, samples: slice = slice(None), layer: str | None = None
@@ -309,83 +311,21 @@ class ActivationStore:
         DamagedStoreError
             If a chunk is missing or too short, or a feature's bytes are not those that were committed.
         """
-        s = self.split(split)
-        wanted = np.asarray(indices)
-        if wanted.size == 0:
-            wanted = wanted.astype(np.int64)
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise InvalidInputError(
-                f"feature indices must be a one-dimensional array of integers, not shape {wanted.shape} "
-                f"of {wanted.dtype}."
-            )
-        chosen = None if layer is None else self.layer(layer)
-        p = self.n_features if chosen is None else chosen.n_features
-        outside = (wanted < -p) | (wanted >= p)
-        if outside.any():
-            raise IndexError(f"feature index {wanted[outside][0]} is out of range for {p:,} features")
-        start, stop, step = samples.indices(s.n_samples)
-        if step != 1:
-            raise InvalidInputError(f"samples must be a contiguous range, not step {step}.")
-        wanted = np.where(wanted < 0, wanted + p, wanted).astype(np.int64) + (0 if chosen is None else chosen.offset)
-        out = np.empty((len(wanted), max(stop - start, 0)), np.float32)
-        blocks = [b for b in range(s.n_blocks) if s.block_range(b)[0] < stop and s.block_range(b)[1] > start]
-        parts: list[tuple[str, int, NDArray[np.int64], NDArray[np.intp]]] = []
-        for owner, positions in layout.locate(tuple(self.layers.values()), wanted):
-            chunks, rows = np.divmod(wanted[positions] - owner.offset, owner.chunk_features)
-            for chunk in np.unique(chunks) if owner.n_chunks > 1 else (0,):
-                inside = chunks == chunk
-                parts.append((owner.name, int(chunk), rows[inside], positions[inside]))
-        if not parts or not blocks:
-            return out.T
-        self._check_committed(s, blocks)
-        for block, part, rows, expected in self._read_rows(s, blocks, parts, wanted):
-            name, chunk, _, targets = parts[part]
-            if (layout.checksum_rows(rows) != expected[targets]).any():
-                ref = ChunkRef(s.name, name, chunk, block)
-                raise self._damaged(ref, "does not have the checksums per feature that were committed")
-            s0, s1 = s.block_range(block)
-            a, b = max(s0, start), min(s1, stop)
-            out[targets, a - start : b - start] = layout.widen(rows.view(self.dtype)[:, a - s0 : b - s0])
-        return out.T
+        return read_columns(self, split, indices, samples, layer)
 
-    def _check_committed(self, split: Split, blocks: Sequence[int]) -> None:
+    def check_committed(self, split: Split, blocks: Sequence[int]) -> None:
+        """Refuse blocks that are not committed.
+
+        Raises
+        ------
+        IncompleteStoreError
+            If one of them was never committed.
+        """
         # A block that was seen committed stays so, and its bytes are checked: only of others is asked again.
         if not self._committed.issuperset((split.name, b) for b in blocks):
             missing = sorted(set(self.missing(split.name).get(split.name, ())).intersection(blocks))
             if missing:
                 raise self._incomplete({split.name: missing})
-
-    def _read_rows(
-        self,
-        split: Split,
-        blocks: Sequence[int],
-        parts: Sequence[tuple[str, int, NDArray[np.int64], NDArray[np.intp]]],
-        features: NDArray[np.int64],
-    ) -> Iterator[tuple[int, int, NDArray[np.uint8], NDArray[np.uint32]]]:
-        """Yield per block and part the bytes of its rows and the checksums of all features; all requested at once."""
-        sum_keys = [layout.row_checksums_key(split.name, b) for b in blocks]
-        refs = [(b, i, ChunkRef(split.name, part[0], part[1], b)) for b in blocks for i, part in enumerate(parts)]
-        found = self.objects.read_many(
-            [*((key, features) for key in sum_keys), *((ref.key, parts[i][2]) for _, i, ref in refs)],
-            [np.dtype(np.uint32).itemsize] * len(blocks) + [split.block_samples * self.dtype.itemsize] * len(refs),
-        )
-        sums = {}
-        for block, key in zip(blocks, sum_keys, strict=True):
-            try:
-                checksums, n_bytes, n_requests = next(found)
-            except (FileNotFoundError, IndexError, ValueError):
-                raise self._block_damaged(split.name, block, key, "is missing or too short") from None
-            self.reads.add(n_bytes, n_requests)
-            sums[block] = checksums.view("<u4")[:, 0]
-        for block, i, ref in refs:
-            try:
-                rows, n_bytes, n_requests = next(found)
-            except FileNotFoundError:
-                raise self._damaged(ref, "is missing") from None
-            except (IndexError, ValueError) as error:
-                raise self._damaged(ref, "is too short") from error
-            self.reads.add(n_bytes, n_requests)
-            yield block, i, rows, sums[block]
 
     def row_checksums(self, split: str, block: int) -> NDArray[np.uint32]:
         """Return a block's CRC-32C per feature, verified against its commit record, shape (feature,)."""
@@ -396,12 +336,13 @@ class ActivationStore:
         try:
             payload = self.objects.load(key)[: -layout.CRC_BYTES]
         except FileNotFoundError:
-            raise self._block_damaged(split, block, key, "is missing") from None
+            raise self.damaged_block(split, block, key, "is missing") from None
         if layout.crc32c(payload) != getattr(record, checksum):
-            raise self._block_damaged(split, block, key, "does not have the checksum that was committed")
+            raise self.damaged_block(split, block, key, "does not have the checksum that was committed")
         return payload
 
-    def _block_damaged(self, split: str, block: int, key: str, how: str) -> DamagedStoreError:
+    def damaged_block(self, split: str, block: int, key: str, how: str) -> DamagedStoreError:
+        """Return the error that names a damaged object of a block and the next step."""
         return DamagedStoreError(
             f"store {self.uri!r} is damaged: {key} {how}; `head2toe verify --repair` marks block {block} of split "
             f"{split!r} for the same extraction to redo."

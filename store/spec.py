@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -177,8 +178,7 @@ class Manifest:
                 f"{len(self.digests)} content digests; there must be one of each per sample."
             )
         if len(set(self.ids)) != len(self.ids):
-            seen: set[str] = set()
-            twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+            twice = next(name for name, count in Counter(self.ids).items() if count > 1)
             raise InvalidInputError(f"sample id {twice!r} occurs twice in the data; ids must be unique within a split.")
 
     def spec(self) -> SplitSpec:

@@ -39,7 +39,8 @@ def read_columns(
     start, stop, step = samples.indices(s.n_samples)
     if step != 1:
         raise InvalidInputError(f"samples must be a contiguous range, not step {step}.")
-    wanted = np.where(wanted < 0, wanted + p, wanted).astype(np.int64) + (0 if chosen is None else chosen.offset)
+    wanted = wanted.astype(np.int64)
+    wanted = np.where(wanted < 0, wanted + p, wanted) + (0 if chosen is None else chosen.offset)
     out = np.empty((len(wanted), max(stop - start, 0)), np.float32)
     blocks = [b for b in range(s.n_blocks) if s.block_range(b)[0] < stop and s.block_range(b)[1] > start]
     parts: list[Part] = []

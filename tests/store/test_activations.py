@@ -61,6 +61,8 @@ def test_columns_agree_with_numpy_indexing(data, tmp_path_factory) -> None:
 def test_columns_of_a_layer_count_its_own_features(store, values) -> None:
     got = store.columns("test", [0, 63, -1], slice(3, 20), layer="blocks.1")
     np.testing.assert_array_equal(got, values["test"][3:20, [47, 110, 110]])
+    small = np.array([3], np.uint8)
+    np.testing.assert_array_equal(store.columns("test", small), store.columns("test", [3]))
     with pytest.raises(IndexError, match="64 is out of range for 64 features"):
         store.columns("test", [64], layer="blocks.1")
     with pytest.raises(InvalidInputError, match=r"no layer 'blocks.2'; did you mean"):

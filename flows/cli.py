@@ -201,6 +201,7 @@ def extract(
     """
     from pipeline.extraction import ExtractionParameters
     from pipeline.extraction import extract as extract_stage
+    from store.aliases import resolve_store
 
     parameters = ExtractionParameters(
         backbone=backbone,
@@ -215,7 +216,7 @@ def extract(
         batch_size=batch_size,
         block_size=block_size,
         device=device,
-        extend=extend,
+        extend=None if extend is None else resolve_store(extend),
     )
     with ProgressBars() as progress:
         done = extract_stage(parameters, root, progress)

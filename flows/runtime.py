@@ -15,7 +15,8 @@ DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # The in-process server takes 10 to 20 s to start on a small machine; Prefect's own limit is 20.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
+    # What goes wrong is said once, by the command line itself.
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
 }
 """Settings used unless the environment has its own."""
 

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.compute import Progress
-from pipeline.datasets import ImageData, ImageSplit, load_data
+from pipeline.datasets import ImageData, ImageSplit, find_bad_images, load_data
 from pipeline.growth import Parent
 from pipeline.pooling import ClsToken
 from pipeline.presets import PRE_LOGITS
@@ -36,6 +36,7 @@ from store.spec import DataSpec, DTypeName, ExtractionSpec, Frozen, Manifest, Po
 from store.writer import StoreWriter, create_store
 
 DEFAULT_BATCH_SIZE = 64
+MOST_NAMED = 20
 POLL_SECONDS = 0.5
 """How often to look again when every missing block is being written by others."""
 
@@ -202,6 +203,7 @@ def plan_extraction(parameters: ExtractionParameters, root: str, progress: Progr
     )
     if parent is not None:
         parent.check(spec)
+        parent.check_samples(manifests)
     return Plan(backbone, data, layers, manifests, spec, join(root, f"{fingerprint(spec)}.zarr"), parent)
 
 
@@ -246,9 +248,9 @@ def extract(parameters: ExtractionParameters, root: str, progress: Progress | No
     done = extracted = 0
     if todo:
         try:
-            for block, record in _write_blocks(plan, writer, todo, device):
+            for block, fresh in _write_blocks(plan, writer, todo, device):
                 done += sizes[block]
-                extracted += sizes[block] if record is not None else 0
+                extracted += fresh
                 if progress:
                     progress("extracting images", done, sum(sizes[b] for b in todo))
         except KeyboardInterrupt:
@@ -277,6 +279,7 @@ def _writer(plan: Plan, parameters: ExtractionParameters, device: torch.device) 
         there = open_store(plan.uri, allow_incomplete=True)
     except StoreNotFoundError:
         _check_space(plan)
+        _check_images(plan.data)
     else:
         there.objects.sweep()
         return StoreWriter(there)
@@ -305,19 +308,24 @@ def _writer(plan: Plan, parameters: ExtractionParameters, device: torch.device) 
 
 
 def _adopt_blocks(plan: Plan, writer: StoreWriter) -> None:
-    """Take over from the parent every missing block whose samples are all unchanged."""
+    """Take over from the parent every missing block that it has as it is."""
     assert plan.parent is not None
     for split, blocks in writer.missing().items():
         for block in blocks:
-            if _inherited(plan, writer.store, split, block) == _size(writer.store, split, block):
+            known = plan.parent.known(writer.store, plan.manifests[split], split, block)
+            if plan.parent.same_block(writer.store, split, block, known):
                 plan.parent.adopt(writer.store, split, block)
 
 
-def _inherited(plan: Plan, store: ActivationStore, split: str, block: int) -> int:
-    """Return how many leading samples of a block the parent has."""
-    if plan.parent is None:
-        return 0
-    return plan.parent.unchanged(store, plan.manifests[split], split, block)
+def _check_images(data: ImageData) -> None:
+    """Decode every image once, so that no store is begun of data that cannot be finished."""
+    bad = [f"{split}/{name} ({why})" for split, images in data.splits.items() for name, why in find_bad_images(images)]
+    if bad:
+        more = f" and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
+        raise InvalidInputError(
+            f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be used: {', '.join(bad[:MOST_NAMED])}{more}; "
+            "repair or remove them and run the same command again."
+        )
 
 
 def _check_space(plan: Plan) -> None:
@@ -346,8 +354,8 @@ def _check_space(plan: Plan) -> None:
 
 def _write_blocks(
     plan: Plan, writer: StoreWriter, todo: list[Block], device: torch.device
-) -> Iterator[tuple[Block, BlockRecord | None]]:
-    """Yield each missing block once it is committed, with its record, or None if another writer committed it.
+) -> Iterator[tuple[Block, int]]:
+    """Yield each missing block once it is committed, and how many of its samples went through the backbone for it.
 
     One block is written while the next is computed. Blocks that another writer has claimed are left to it; whatever
     it gives up is taken over.
@@ -356,7 +364,7 @@ def _write_blocks(
     batch_size = int(store.provenance["batch_size"])
     model = plan.backbone.model.to(device)
     waiting, refused = deque(todo), 0
-    pending: tuple[Block, Future[BlockRecord | None]] | None = None
+    pending: tuple[Block, int, Future[BlockRecord | None]] | None = None
     with (
         Claims(store.objects) as claims,
         ThreadPoolExecutor(1, "writer") as writing,
@@ -364,28 +372,27 @@ def _write_blocks(
         Capture(model, plan.layers) as capture,
     ):
         while waiting or pending:
-            new: tuple[Block, Future[BlockRecord | None]] | None = None
+            new: tuple[Block, int, Future[BlockRecord | None]] | None = None
             if waiting:
                 split, block = waiting.popleft()
                 if store.is_committed(split, block):
-                    yield (split, block), None
+                    yield (split, block), 0
                     continue
                 if claims.take(split, block):
                     refused = 0
-                    values, seconds = _compute_block(
+                    values, seconds, fresh = _compute_block(
                         plan, store, capture, split, block, batch_size=batch_size, device=device, reading=reading
                     )
-                    new = (split, block), writing.submit(_commit, writer, claims, split, block, values, seconds)
+                    new = (split, block), fresh, writing.submit(_commit, writer, claims, split, block, values, seconds)
                 else:
                     waiting.append((split, block))
                     refused += 1
             if pending is not None:
-                written, future = pending
-                record = future.result()
-                if record is None:
+                written, forwarded, future = pending
+                if future.result() is None:
                     waiting.append(written)
                 else:
-                    yield written, record
+                    yield written, forwarded
             pending = new
             if pending is None and refused >= len(waiting) > 0:
                 time.sleep(POLL_SECONDS)
@@ -416,33 +423,38 @@ def _compute_block(
     batch_size: int,
     device: torch.device,
     reading: ThreadPoolExecutor,
-) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
-    """Return one block's values by layer, shape (feature, sample); batches begin at the block's first sample."""
+) -> tuple[dict[str, NDArray[Any]], dict[str, float], int]:
+    """Return one block's values by layer, shape (feature, sample), seconds spent, and samples forwarded.
+
+    Batches begin at the block's first new sample, so that a resumed block has the same batches and bytes.
+    """
     start, stop = store.splits[split].block_range(block)
     images = plan.data.splits[split]
     out = {n: np.empty((layer.n_features, stop - start), store.dtype) for n, layer in store.layers.items()}
     seconds = {"read": 0.0, "forward": 0.0}
-    inherited = _inherited(plan, store, split, block)
-    if plan.parent is not None and inherited:
-        for name, values in plan.parent.values(split, block, inherited).items():
-            out[name][:, :inherited] = values
-    bounds = [(a, min(a + batch_size, stop)) for a in range(start + inherited, stop, batch_size)]
-    batches = [reading.submit(_read_batch, plan.backbone, images, *bounds[0])]
-    for number, (a, b) in enumerate(bounds):
-        if number + 1 < len(bounds):
-            batches.append(reading.submit(_read_batch, plan.backbone, images, *bounds[number + 1]))
+    fresh = np.arange(stop - start)
+    if plan.parent is not None:
+        known = plan.parent.known(store, plan.manifests[split], split, block)
+        old, fresh = np.flatnonzero(known >= 0), np.flatnonzero(known < 0)
+        for name, values in plan.parent.values(split, known[old]).items():
+            out[name][:, old] = values
+    parts = [fresh[i : i + batch_size] for i in range(0, len(fresh), batch_size)]
+    batches = [reading.submit(_read_batch, plan.backbone, images, start + part) for part in parts[:1]]
+    for number, part in enumerate(parts):
+        if number + 1 < len(parts):
+            batches.append(reading.submit(_read_batch, plan.backbone, images, start + parts[number + 1]))
         clock = time.perf_counter()
         batch = batches.pop(0).result()
         waited = time.perf_counter()
         for name, pooled in capture(batch.to(device)).items():
-            out[name][:, a - start : b - start] = pooled.to(torch.from_numpy(out[name]).dtype).cpu().numpy().T
+            out[name][:, part] = pooled.to(torch.from_numpy(out[name]).dtype).cpu().numpy().T
         seconds["read"] += waited - clock
         seconds["forward"] += time.perf_counter() - waited
-    return out, seconds
+    return out, seconds, len(fresh)
 
 
-def _read_batch(backbone: Backbone, images: ImageSplit, start: int, stop: int) -> torch.Tensor:
-    return torch.stack([backbone.transform(images.image(i)) for i in range(start, stop)])
+def _read_batch(backbone: Backbone, images: ImageSplit, indices: NDArray[np.int64]) -> torch.Tensor:
+    return torch.stack([backbone.transform(images.image(int(i))) for i in indices])
 
 
 def _device(name: str) -> torch.device:

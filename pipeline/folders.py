@@ -64,6 +64,12 @@ def list_folder(root: Path) -> Listing:
     if not folders:
         raise InvalidInputError(f"data folder {str(root)!r} has no class folders; put images in <folder>/<class>/.")
     splits = {SPLIT_FOLDERS[name]: root / name for name in folders if name in SPLIT_FOLDERS}
+    nested = [name for name in folders if _subfolders(root / name)]
+    if "train" not in splits and splits and len(nested) == len(folders):
+        raise InvalidInputError(
+            f"data folder {str(root)!r} has {', '.join(repr(name) for name in folders)}, all with folders "
+            "inside, but no 'train'; rename the one with the training images to 'train'."
+        )
     if "train" not in splits:
         return _split_automatically(root)
     others = [name for name in folders if name not in SPLIT_FOLDERS]

@@ -1,14 +1,16 @@
 """Growth: a store of more images takes over from a store of fewer what has not changed.
 
 The grown store is a store of its own, with its own fingerprint. Samples of its parent come first and in the parent's
-order, so that they fill the same blocks: whole blocks are linked (or copied, where files cannot be linked), and of the
-parent's last, partly filled block the old samples' values are taken over. Only new or changed images are extracted.
+order, so that they fill the same blocks: whole blocks are linked (or copied, where files cannot be linked). Of other
+blocks, as the parent's last one or those after a removed image, the old samples' values are copied one by one. Only new
+or changed images are extracted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,17 @@ class Parent:
 
     store: ActivationStore
     content: dict[str, tuple[tuple[str, str], ...]]
+
+    @cached_property
+    def _places(self) -> dict[str, dict[tuple[str, str], int]]:
+        return {split: {s: i for i, s in enumerate(samples)} for split, samples in self.content.items()}
+
+    @cached_property
+    def _missing(self) -> dict[str, list[int]]:
+        return self.store.missing()
+
+    def _is_committed(self, split: str, block: int) -> bool:
+        return block not in self._missing.get(split, ())
 
     @classmethod
     def of(cls, store: ActivationStore) -> Parent:
@@ -67,26 +80,55 @@ class Parent:
         for part in ("kind", "backbone", "preprocessing", "taps", "pooling", "dtype"):
             if getattr(theirs, part, None) != getattr(spec, part):
                 raise InvalidInputError(
-                    f"the store cannot grow from {self.store.uri!r}: their {part} differ; extend a store that was "
-                    "extracted with the same backbone, weights, taps, pooling and preprocessing."
+                    f"the store cannot grow from {self.store.uri!r}: the {part} is not the same; extend a store that "
+                    "was extracted with the same backbone, weights, taps, pooling and preprocessing."
                 )
+
+    def check_samples(self, manifests: Mapping[str, Manifest]) -> None:
+        """Refuse a parent that has none of the images.
+
+        Raises
+        ------
+        InvalidInputError
+            If no sample of the data is in the parent.
+        """
+        for split, manifest in manifests.items():
+            known = self._places.get(split, {})
+            if any(sample in known for sample in zip(manifest.ids, manifest.digests, strict=True)):
+                return
+        raise InvalidInputError(
+            f"none of the images is in {self.store.uri!r}, so there is nothing to take over; extend a store of a part "
+            "of this data, or leave --extend out."
+        )
 
     def block_samples(self) -> dict[str, int]:
         """Return samples per block by split, which the grown store must share."""
         return {s.name: s.block_samples for s in self.store.splits.values()}
 
-    def unchanged(self, child: ActivationStore, manifest: Manifest, split: str, block: int) -> int:
-        """Return how many leading samples of a block are those of the parent's block, if that was committed."""
-        old = self.store.splits.get(split)
-        if old is None or block >= old.n_blocks or old.block_samples != child.splits[split].block_samples:
-            return 0
-        if self.store.layers != child.layers or not self.store.is_committed(split, block):
-            return 0
+    def known(self, child: ActivationStore, manifest: Manifest, split: str, block: int) -> NDArray[np.int64]:
+        """Return where in the parent's split each sample of a block has committed values; −1 where it has none."""
         start, stop = child.splits[split].block_range(block)
-        ours = zip(manifest.ids[start:stop], manifest.digests[start:stop], strict=True)
-        theirs = self.content[split][start : old.block_range(block)[1]]
-        pairs = zip(ours, theirs, strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        found = np.full(stop - start, -1, np.int64)
+        old = self.store.splits.get(split)
+        if old is None or {n: c.n_features for n, c in self.store.layers.items()} != {
+            n: c.n_features for n, c in child.layers.items()
+        }:
+            return found
+        place = self._places[split]
+        for number, sample in enumerate(zip(manifest.ids[start:stop], manifest.digests[start:stop], strict=True)):
+            position = place.get(sample, -1)
+            if position >= 0 and self._is_committed(split, position // old.block_samples):
+                found[number] = position
+        return found
+
+    def same_block(self, child: ActivationStore, split: str, block: int, known: NDArray[np.int64]) -> bool:
+        """Return whether a block is, sample by sample and chunk by chunk, the parent's block of the same number."""
+        old, new = self.store.splits.get(split), child.splits[split]
+        if old is None or block >= old.n_blocks or old.block_samples != new.block_samples:
+            return False
+        if self.store.layers != child.layers or old.block_range(block) != new.block_range(block):
+            return False
+        return bool(np.array_equal(known, np.arange(*new.block_range(block))))
 
     def adopt(self, child: ActivationStore, split: str, block: int) -> None:
         """Make a block of the parent, which has the very same samples, a block of the grown store."""
@@ -111,11 +153,15 @@ class Parent:
         else:
             new.write(key, [old.read(key)])
 
-    def values(self, split: str, block: int, count: int) -> dict[str, NDArray[Any]]:
-        """Return the parent's verified values of a block's first samples, by layer, shape (feature, sample)."""
-        return {
-            name: np.concatenate(
-                [self.store.read_chunk(ChunkRef(split, name, c, block))[:, :count] for c in range(layer.n_chunks)]
-            )
-            for name, layer in self.store.layers.items()
-        }
+    def values(self, split: str, positions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Return the verified values of some of the parent's samples, by layer, shape (feature, sample)."""
+        size = self.store.splits[split].block_samples
+        out = {n: np.empty((c.n_features, len(positions)), self.store.dtype) for n, c in self.store.layers.items()}
+        for block in np.unique(positions // size):
+            inside = positions // size == block
+            rows = positions[inside] - block * size
+            for name, layer in self.store.layers.items():
+                for chunk in range(layer.n_chunks):
+                    values = self.store.read_chunk(ChunkRef(split, name, chunk, int(block)))
+                    out[name][slice(*layer.chunk_range(chunk)), inside] = values[:, rows]
+        return out

@@ -217,8 +217,11 @@ def check_alias(name: str) -> None:
     Raises
     ------
     InvalidInputError
-        If it has other characters than letters, digits and ``_.-``, begins with ``.`` or ``-``, or is too long.
+        If it has other characters than letters, digits and ``_.-``, begins with ``.`` or ``-``, is too long, or reads
+        like the beginning of a fingerprint.
     """
+    if re.fullmatch(rf"[0-9a-f]{{{MIN_PREFIX},{DIGEST_LENGTH}}}", name):
+        raise InvalidInputError(f"alias {name!r} cannot be used: it reads like the beginning of a fingerprint.")
     if not _ALIAS.fullmatch(name) or name.endswith(SUFFIX):
         raise InvalidInputError(
             f"alias {name!r} cannot be used; letters, digits and '_.-' are allowed, up to 100 of them, starting with "

@@ -225,7 +225,9 @@ class TwoPassSolver:
         pending = []
         for at, point in enumerate(points):
             if point.penalty >= self.penalty_max:
-                note = "The penalty is at least penalty_max: nothing is selected, and this is exact."
+                note = (
+                    "The penalty is at least penalty_max: no feature is active, exactly; the order is that of entering."
+                )
                 checked[at] = self._judge(point, self._null_scores, np.zeros_like(self._norms), note)
             else:
                 pending.append(at)

@@ -349,3 +349,12 @@ def test_splits_travel_to_other_processes(split_folder: Path) -> None:
     for data in (load_data(str(split_folder)), load_data("digits")):
         split: ImageSplit = pickle.loads(pickle.dumps(data.splits["test"]))
         assert split.image(1).tobytes() == data.splits["test"].image(1).tobytes()
+
+
+def test_a_misspelt_training_folder_is_not_taken_for_a_class(tmp_path):
+    for split in ("trian", "test"):
+        for label in ("ant", "bee"):
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / split / label / "a.png")
+    with pytest.raises(InvalidInputError, match="'test', 'trian', all with folders inside, but no 'train'"):
+        load_data(str(tmp_path))

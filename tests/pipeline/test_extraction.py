@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from pipeline.backbones import load_backbone
 from pipeline.datasets import load_data
@@ -180,3 +181,21 @@ def test_two_extractions_at_once_share_the_work_and_end_with_the_same_bytes(whol
     uri = str(tmp_path / Path(whole).name)
     assert contents(uri) == contents(whole)
     assert verify_store(open_store(uri)) == []
+
+
+def test_bad_images_are_all_named_before_a_store_is_begun(tmp_path) -> None:
+    for split in ("train", "test"):
+        for label in ("ant", "bee"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / "data/train/ant/0.png").write_text("no image")
+    (tmp_path / "data/test/bee/1.png").write_bytes(b"")
+    bad = SMALL.model_copy(update={"data": str(tmp_path / "data")})
+    with pytest.raises(InvalidInputError) as caught:
+        extract(bad, str(tmp_path / "root"))
+    assert "2 images cannot be used" in str(caught.value)
+    assert "train/ant/0.png" in str(caught.value)
+    assert "test/bee/1.png" in str(caught.value)
+    assert not list((tmp_path / "root").glob("*.zarr"))

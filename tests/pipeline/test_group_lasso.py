@@ -75,7 +75,7 @@ def test_penalty_max_selects_nothing_and_slightly_less_selects_something() -> No
     assert source.passes == 1
     assert empty.certificate.certified
     assert empty.certificate.duality_gap == pytest.approx(0, abs=1e-12)
-    assert "nothing is selected" in empty.certificate.note
+    assert "no feature is active" in empty.certificate.note
     assert empty.relevance.max() == 0
     assert len(np.unique(empty.relevance)) > 500
     below = group_lasso(X, y, penalty_ratio=0.99)

@@ -35,9 +35,9 @@ def forwarded(monkeypatch) -> list[int]:
     sizes: list[int] = []
     read = extraction._read_batch
 
-    def counting(backbone, images, start, stop):
-        sizes.append(stop - start)
-        return read(backbone, images, start, stop)
+    def counting(backbone, images, indices):
+        sizes.append(len(indices))
+        return read(backbone, images, indices)
 
     monkeypatch.setattr(extraction, "_read_batch", counting)
     return sizes
@@ -53,7 +53,7 @@ def test_only_new_images_go_through_the_backbone_and_old_values_stay(tmp_path, f
         image.save(tmp_path / "data/train/ant" / f"000-new{number}.png")
     forwarded.clear()
     grown = extract(parameters(tmp_path / "data", extend=small.uri), str(tmp_path / "root"))
-    assert sum(forwarded) == 5
+    assert sum(forwarded) == grown.extracted == 5
     assert grown.uri != small.uri
     old, new = open_store(small.uri), open_store(grown.uri)
     assert new.ids("train")[:20] == old.ids("train")
@@ -90,13 +90,35 @@ def test_a_changed_image_is_extracted_again(tmp_path) -> None:
     row = next(i for i, name in enumerate(new.ids("train")) if name.endswith(changed.name))
     everything = np.arange(old.n_features)
     assert not np.array_equal(new.columns("train", everything)[row], old.columns("train", everything)[row])
-    assert 0 < grown.extracted < 40
+    assert grown.extracted == 1
+
+
+def test_removed_images_cost_no_forward_pass_of_others(tmp_path, forwarded) -> None:
+    write_images(tmp_path / "data", range(20))
+    small = extract(parameters(tmp_path / "data"), str(tmp_path / "root"))
+    next((tmp_path / "data/train/bee").glob("*.png")).unlink()
+    forwarded.clear()
+    grown = extract(parameters(tmp_path / "data", extend=small.uri), str(tmp_path / "root"))
+    assert sum(forwarded) == grown.extracted == 0
+    old, new = open_store(small.uri), open_store(grown.uri)
+    place = [old.ids("train").index(i) for i in new.ids("train")]
+    everything = np.arange(old.n_features)
+    np.testing.assert_array_equal(new.columns("train", everything), old.columns("train", everything)[place])
+    assert verify_store(new) == []
+
+
+def test_a_parent_without_any_of_the_images_is_refused(tmp_path) -> None:
+    write_images(tmp_path / "data", range(6))
+    write_images(tmp_path / "other", range(6), seed=1)
+    small = extract(parameters(tmp_path / "other"), str(tmp_path / "root"))
+    with pytest.raises(InvalidInputError, match="none of the images is in"):
+        extract(parameters(tmp_path / "data", extend=small.uri), str(tmp_path / "root"))
 
 
 def test_a_parent_of_another_kind_is_refused_by_the_part_that_differs(tmp_path) -> None:
     write_images(tmp_path / "data", range(6))
     small = extract(parameters(tmp_path / "data"), str(tmp_path / "root"))
-    with pytest.raises(InvalidInputError, match="their backbone differ"):
+    with pytest.raises(InvalidInputError, match="the backbone is not the same"):
         extract(parameters(tmp_path / "data", extend=small.uri, weights="random:1"), str(tmp_path / "root"))
-    with pytest.raises(InvalidInputError, match="their pooling differ"):
+    with pytest.raises(InvalidInputError, match="the pooling is not the same"):
         extract(parameters(tmp_path / "data", extend=small.uri, target_sizes=(64,)), str(tmp_path / "root"))

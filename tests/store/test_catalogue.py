@@ -55,12 +55,18 @@ def test_a_store_is_found_by_its_place_its_alias_and_the_beginning_of_its_finger
     assert open_store(resolve_store(f"{root}/{other.fingerprint[:6]}/")).fingerprint == other.fingerprint
 
 
-def test_a_store_of_the_exact_name_wins_over_an_alias_and_an_alias_over_a_fingerprint(root) -> None:
+def test_a_store_of_the_exact_name_wins_over_an_alias(root) -> None:
+    set_alias(root, "mine", make(root, 1).uri)
+    create_store(f"{root}/mine", {"a": 1}, {"train": 1})
+    assert resolve_store(f"{root}/mine") == f"{root}/mine"
+
+
+def test_an_alias_that_reads_like_a_fingerprint_is_refused(root) -> None:
+    """Otherwise ``remove ROOT/<beginning>`` could remove another store than the one listed under it."""
     one, other = make(root, 0), make(root, 1)
-    set_alias(root, one.fingerprint[:6], other.uri)
-    assert resolve_store(f"{root}/{one.fingerprint[:6]}") == other.uri
-    create_store(f"{root}/{one.fingerprint[:6]}", {"a": 1}, {"train": 1})
-    assert resolve_store(f"{root}/{one.fingerprint[:6]}") == f"{root}/{one.fingerprint[:6]}"
+    with pytest.raises(InvalidInputError, match="reads like the beginning of a fingerprint"):
+        set_alias(root, one.fingerprint[:6], other.uri)
+    assert resolve_store(f"{root}/{one.fingerprint[:6]}") == one.uri
 
 
 def test_a_name_that_means_nothing_is_answered_with_near_matches(root) -> None:

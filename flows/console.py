@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 messages = Console(stderr=True, highlight=False)
+PIPED_WIDTH = 200
+"""Width of tables that go into a file or a pipe, where nothing says how wide a line may be."""
 
 
 class _Rate(ProgressColumn):
@@ -82,7 +84,10 @@ def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequen
         table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print(table)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

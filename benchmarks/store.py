@@ -71,19 +71,16 @@ def reading(uri: str) -> list[dict]:
     store.reads.reset()
     store.columns("train", wanted)
     selected = len(wanted) * N * store.dtype.itemsize
-    return [
-        at_most(
-            "columns of 1 % scattered features / full scan (Dask, widened)", seconds["columns"] / seconds["scan"], 0.08
-        ),
-        at_most("bytes read for that / bytes selected", store.reads.n_bytes / selected, 1.1),
-        at_most("full read by our reader, checksums verified / numpy.fromfile", seconds["read"] / seconds["files"], 4),
-        {"what": "full read by zarr alone / numpy.fromfile", "value": seconds["zarr"] / seconds["files"]},
-        at_most("verify / full scan (Dask, widened)", seconds["verify"] / seconds["scan"], 1.5),
-        {
-            "what": "columns of 1 % scattered features / full read, one thread",
-            "value": seconds["columns"] / seconds["read"],
-        },
-    ]
+    # A bound on "the full scan" counts as reached only if one and the same meaning of it reaches all three.
+    rows = [at_most("bytes read for 1 % scattered features / bytes selected", store.reads.n_bytes / selected, 1.1)]
+    for name, meaning in (("scan", "scan: Dask, widened"), ("read", "read: one thread, not widened")):
+        rows += [
+            at_most(f"columns of 1 % scattered features / {meaning}", seconds["columns"] / seconds[name], 0.08),
+            at_most(f"{meaning} / numpy.fromfile", seconds[name] / seconds["files"], 4),
+            at_most(f"verify / {meaning}", seconds["verify"] / seconds[name], 1.5),
+        ]
+    rows.append({"what": "full read by zarr alone / numpy.fromfile", "value": seconds["zarr"] / seconds["files"]})
+    return rows
 
 
 def opening(folder: Path) -> list[dict]:

@@ -159,7 +159,7 @@ def fit_head(
     On separable data the loss has no minimum, so the number of iterations is the only regulariser: it is chosen by
     the loss on held-out samples, and the head is then trained afresh on all samples for that many iterations. The
     iterations run on centred columns of equal variance: without a penalty that is the same model in other
-    coordinates, and it takes a tenth of the iterations where columns hardly vary, as after ``unit_norm``.
+    coordinates, and better conditioned where columns hardly vary, as after ``unit_norm``.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.compute import Progress, map_tasks
+from pipeline.compute import Progress, map_tasks, scratch
 from store.activations import ActivationStore
 from store.layout import ChunkRef
 from store.results import Result, find_result, write_result
@@ -120,12 +120,13 @@ def stripes(store: ActivationStore) -> list[Stripe]:
 
 
 def read_wide(store: ActivationStore, ref: ChunkRef) -> torch.Tensor:
-    """Return one chunk as a float32 tensor of shape (feature, sample) that may be overwritten.
+    """Return one chunk as a float32 tensor, shape (feature, sample), to use before this thread reads the next one.
 
     PyTorch widens half precision several times faster than NumPy, and the cast dominates a pass.
     """
-    values = store.read_chunk(ref)
-    return torch.from_numpy(values).to(torch.float32, copy=True)
+    values = store.read_chunk(ref, scratch(store.chunk_bytes(ref)))
+    wide = torch.from_numpy(scratch(4 * values.size, "widen")).view(torch.float32).view(values.shape)
+    return wide.copy_(torch.from_numpy(values))
 
 
 def compute_statistics(store: ActivationStore, split: str = "train", progress: Progress | None = None) -> Moments:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
-from pipeline.compute import Progress, map_tasks
+from pipeline.compute import Progress, map_tasks, scratch
 from store import hierarchy, layout
 from store.activations import ActivationStore
 from store.errors import DamagedStoreError, StoreNotFoundError
@@ -191,26 +191,26 @@ def _objects_of(store: ActivationStore, record: BlockRecord) -> Iterator[_Expect
     split = store.splits[record.split]
     at = (record.split, record.block)
     for layer in store.layers.values():
-        n_bytes = layer.chunk_features * split.block_samples * store.dtype.itemsize
         for chunk, checksum in enumerate(record.checksums[layer.name]):
-            yield _Expected(at, ChunkRef(record.split, layer.name, chunk, record.block).key, n_bytes, checksum)
-    norms = len(store.layers) * split.block_samples * np.dtype(np.float32).itemsize
+            ref = ChunkRef(record.split, layer.name, chunk, record.block)
+            yield _Expected(at, ref.key, store.chunk_bytes(ref), checksum)
+    norms = len(store.layers) * split.block_samples * np.dtype(np.float32).itemsize + layout.CRC_BYTES
     yield _Expected(at, layout.norms_key(*at), norms, record.norms_checksum)
-    sums = store.n_features * np.dtype(np.uint32).itemsize
+    sums = store.n_features * np.dtype(np.uint32).itemsize + layout.CRC_BYTES
     yield _Expected(at, layout.row_checksums_key(*at), sums, record.rows_checksum)
 
 
 def _check_object(store: ActivationStore, expected: _Expected) -> str | None:
     """Return how an object differs from what was committed; its own checksum, which other readers use, included."""
     try:
-        raw = store.objects.load(expected.key)
+        raw = store.objects.load(expected.key, scratch(expected.n_bytes))
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
+    if len(raw) != expected.n_bytes:
+        return f"has {len(raw):,} bytes instead of {expected.n_bytes:,}"
     payload, own = raw[: -layout.CRC_BYTES], raw[-layout.CRC_BYTES :].tobytes()
-    if len(payload) != expected.n_bytes:
-        return f"has {len(raw):,} bytes instead of {expected.n_bytes + layout.CRC_BYTES:,}"
     if layout.crc32c(payload) != expected.checksum:
         return "does not have the checksum that was committed"
     if int.from_bytes(own, "little") != expected.checksum:

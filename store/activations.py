@@ -249,8 +249,15 @@ class ActivationStore:
                 for block in range(s.n_blocks):
                     yield ChunkRef(s.name, layer.name, chunk, block)
 
-    def read_chunk(self, ref: ChunkRef) -> NDArray[Any]:
+    def chunk_bytes(self, ref: ChunkRef) -> int:
+        """Return the size in bytes of a chunk's object, padding and checksum included."""
+        values = self.layers[ref.layer].chunk_features * self.splits[ref.split].block_samples
+        return values * self.dtype.itemsize + layout.CRC_BYTES
+
+    def read_chunk(self, ref: ChunkRef, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
         """Return one chunk, verified against its commit record, shape (feature, sample).
+
+        Given a buffer of `chunk_bytes` or more, the chunk is a view of it.
 
         Raises
         ------
@@ -262,14 +269,13 @@ class ActivationStore:
         layer, split = self.layers[ref.layer], self.splits[ref.split]
         record = self.record(ref.split, ref.block)
         try:
-            raw = self.objects.load(ref.key)
+            raw = self.objects.load(ref.key, buffer)
         except FileNotFoundError:
             raise self.damaged_chunk(ref, "is missing") from None
         self.reads.add(len(raw))
         payload = raw[: -layout.CRC_BYTES]
-        size = layer.chunk_features * split.block_samples * self.dtype.itemsize
-        if len(payload) != size:
-            raise self.damaged_chunk(ref, f"has {len(raw)} bytes instead of {size + layout.CRC_BYTES}")
+        if len(raw) != self.chunk_bytes(ref):
+            raise self.damaged_chunk(ref, f"has {len(raw)} bytes instead of {self.chunk_bytes(ref)}")
         if layout.crc32c(payload) != record.checksums[layer.name][ref.chunk]:
             raise self.damaged_chunk(ref, "does not have the checksum that was committed")
         (f0, f1), (s0, s1) = layer.chunk_range(ref.chunk), split.block_range(ref.block)

@@ -10,7 +10,6 @@ import shutil
 import threading
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,21 +32,19 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 class _Maps:
-    """Memory maps of the files read last; a file that was replaced or has changed its size is mapped anew."""
+    """Memory maps of the files opened last; a file that was replaced or has changed its size is mapped anew."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[tuple[int, int, int], NDArray[np.uint8]]] = OrderedDict()
+        self._kept: dict[str, tuple[tuple[int, int, int], NDArray[np.uint8]]] = {}
         self._lock = threading.Lock()
 
     def open(self, path: str) -> NDArray[np.uint8]:
         """Return the bytes of a file, read when they are looked at; an empty file has none."""
         now = os.stat(path)  # noqa: PTH116  (no path object for every file read)
         identity = (now.st_ino, now.st_mtime_ns, now.st_size)
-        with self._lock:
-            kept = self._kept.get(path)
-            if kept is not None and kept[0] == identity:
-                self._kept.move_to_end(path)
-                return kept[1]
+        kept = self._kept.get(path)
+        if kept is not None and kept[0] == identity:
+            return kept[1]
         descriptor = os.open(path, os.O_RDONLY)
         try:
             size = os.fstat(descriptor).st_size
@@ -58,7 +55,7 @@ class _Maps:
         with self._lock:
             self._kept[path] = identity, content
             while len(self._kept) > MAPS:
-                self._kept.popitem(last=False)
+                del self._kept[next(iter(self._kept))]
         return content
 
 
@@ -95,9 +92,13 @@ class LocalObjects:
         """Return all bytes of several files."""
         return [self.read(key) for key in keys]
 
-    def load(self, key: str) -> NDArray[np.uint8]:
-        """Return all bytes of a file, read straight into the array."""
-        return np.fromfile(self.root / key, np.uint8)
+    def load(self, key: str, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Return all bytes of a file, read straight into the array; into `buffer` if they fit there."""
+        with (self.root / key).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if buffer is None or len(buffer) < size:
+                buffer = np.empty(size, np.uint8)
+            return buffer[: file.readinto(buffer[:size].data)]
 
     def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> RowsRead:
         """Gather rows through a memory map, so that only the pages of those rows are touched."""

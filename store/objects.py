@@ -59,8 +59,11 @@ class Objects(Protocol):
     def read_all(self, keys: Sequence[str]) -> list[bytes]:
         """Return all bytes of several objects, requested concurrently where that helps."""
 
-    def load(self, key: str) -> NDArray[np.uint8]:
-        """Return all bytes of an object as a writable array, without a second copy where that can be."""
+    def load(self, key: str, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Return all bytes of an object as a writable array, without a second copy where that can be.
+
+        The array may be a view of `buffer`, which saves the pages of a new one.
+        """
 
     def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> RowsRead:
         """Return chosen fixed-size rows of one object; `IndexError` or `ValueError` if it is too short for them."""

@@ -85,9 +85,13 @@ class FsspecObjects:
         self._run(one, range(len(keys)))
         return found
 
-    def load(self, key: str) -> NDArray[np.uint8]:
+    def load(self, key: str, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Return all bytes of an object, copied once since the file system's own are read-only."""
-        return np.frombuffer(self.read(key), np.uint8).copy()
+        content = np.frombuffer(self.read(key), np.uint8)
+        if buffer is None or len(buffer) < len(content):
+            return content.copy()
+        buffer[: len(content)] = content
+        return buffer[: len(content)]
 
     def read_rows(self, key: str, rows: NDArray[np.int64], row_bytes: int) -> RowsRead:
         """Fetch rows as concurrent byte ranges; `plan_ranges` says which rows share a request."""

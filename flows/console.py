@@ -110,3 +110,10 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def extraction_sentence(extracted: int, reused: int, seconds_saved: float) -> str:
+    """Say how many samples an extraction forwarded, and what the others saved."""
+    if not reused:
+        return f"extracted {extracted:,} samples."
+    return f"extracted {extracted:,} samples; {reused:,} were in the store already, which saved {seconds_saved:.1f} s."

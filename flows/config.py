@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError
 
-from pipeline.extraction import ExtractionParameters
+from pipeline.planning import ExtractionParameters
 from pipeline.refit import RefitParameters
 from pipeline.selection import SelectionParameters
 from store.errors import InvalidInputError

@@ -112,8 +112,8 @@ def extract(
 
     Example: head2toe extract --backbone resnet18 --weights random:0 --data digits --root stores
     """
-    from pipeline.extraction import ExtractionParameters
     from pipeline.extraction import extract as extract_stage
+    from pipeline.planning import ExtractionParameters
     from store.aliases import resolve_store
 
     parameters = ExtractionParameters(

@@ -15,7 +15,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.config import Head2ToeConfig
 from flows.console import ProgressBars
-from pipeline.extraction import Extraction, ExtractionParameters, extract
+from pipeline.extraction import Extraction, extract
+from pipeline.planning import ExtractionParameters
 from pipeline.refit import Head, RefitParameters, refit
 from pipeline.report import render_report
 from pipeline.selection import SelectionParameters, read_selection, select_features

@@ -10,7 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from pipeline.extraction import ExtractionParameters, extract
+from pipeline.extraction import extract
+from pipeline.planning import ExtractionParameters
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 

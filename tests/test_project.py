@@ -104,7 +104,8 @@ def test_pictures_are_small() -> None:
 
 @pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.extraction import ExtractionParameters, extract
+    from pipeline.extraction import extract
+    from pipeline.planning import ExtractionParameters
 
     parameters = ExtractionParameters(backbone="test_resnet", weights="random:0", data="digits", image_size=32)
     extract(parameters, str(tmp_path / "demo"))

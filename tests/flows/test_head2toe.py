@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import Head2ToeConfig
-from pipeline.extraction import ExtractionParameters
+from pipeline.planning import ExtractionParameters
 from pipeline.selection import SelectionParameters
 
 pytestmark = [

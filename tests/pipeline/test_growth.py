@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline import extraction
-from pipeline.extraction import ExtractionParameters, extract
+from pipeline.extraction import extract
+from pipeline.planning import ExtractionParameters
 from pipeline.verification import verify_store
 from store import open_store
 from store.errors import InvalidInputError

@@ -27,11 +27,16 @@ def alternate(candidates: Mapping[str, Callable[[], Any]], runs: int = 5) -> dic
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def report(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print measured figures beside what they must reach, and keep them with date and versions."""
+def report(name: str | None, rows: list[dict[str, Any]]) -> None:
+    """Print measured figures beside what they must reach; given a name, keep them with date and versions."""
     for row in rows:
         verdict = "" if row.get("reached") is None else ("ok" if row["reached"] else "NOT REACHED")
-        print(f"{row['what']:72s} {row['value']:>10.3g}   {row.get('wanted', ''):10s} {verdict}")
+        line = (
+            f"{row['what']:72s} {row['value']:>10.3g}   {row.get('wanted', ''):10s} {verdict:12s} {row.get('note', '')}"
+        )
+        print(line.rstrip())
+    if name is None:
+        return
     RESULTS.mkdir(exist_ok=True)
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,6 +48,11 @@ def report(name: str, rows: list[dict[str, Any]]) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def at_most(what: str, value: float, bound: float) -> dict[str, Any]:
+def at_most(what: str, value: float, bound: float, note: str = "") -> dict[str, Any]:
     """Return a row for a ratio that should not exceed `bound`."""
-    return {"what": what, "value": value, "wanted": f"<= {bound:g}", "reached": value <= bound}
+    return {"what": what, "value": value, "wanted": f"<= {bound:g}", "reached": value <= bound, "note": note}
+
+
+def at_least(what: str, value: float, bound: float, note: str = "") -> dict[str, Any]:
+    """Return a row for a ratio that should reach `bound`."""
+    return {"what": what, "value": value, "wanted": f">= {bound:g}", "reached": value >= bound, "note": note}

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 UNFINISHED = ".unfinished"
 STALE_SECONDS = 3600
-MAPS = 1024
-"""Files kept mapped: mapping one anew, page by page, takes longer than reading a few features from it."""
+MAPPED_BYTES = 512 * 2**20
+"""Bytes of files kept mapped: mapping one anew, page by page, takes longer than reading a few features from it."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
@@ -36,6 +36,7 @@ class _Maps:
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[tuple[int, int, int], NDArray[np.uint8]]] = {}
+        self._n_bytes = 0
         self._lock = threading.Lock()
 
     def open(self, path: str) -> NDArray[np.uint8]:
@@ -53,10 +54,16 @@ class _Maps:
             os.close(descriptor)
         content = np.frombuffer(mapped, np.uint8)
         with self._lock:
+            self._drop(path)
+            while self._kept and self._n_bytes + len(content) > MAPPED_BYTES:
+                self._drop(next(iter(self._kept)))
             self._kept[path] = identity, content
-            while len(self._kept) > MAPS:
-                del self._kept[next(iter(self._kept))]
+            self._n_bytes += len(content)
         return content
+
+    def _drop(self, path: str) -> None:
+        if path in self._kept:
+            self._n_bytes -= len(self._kept.pop(path)[1])
 
 
 class LocalObjects:

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-quick check format bench clean
+.PHONY: help install demo test test-quick check format bench bench-selection clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,9 +36,16 @@ format: $(READY) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## measure ratios against limits and peers
+bench: $(READY) ## measure ratios against limits (peers: bench-selection)
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.remote
+	$(BIN)/python -m benchmarks.extraction
+
+bench-selection: $(READY) ## measure selection against adelie, celer, scikit-learn and one pass over the store
+	test -x .peers/bin/python || $(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check 'numpy<2' adelie celer scikit-learn
+	$(BIN)/python -m benchmarks.selection
+	$(BIN)/python -m benchmarks.scaling
 
 clean: ## remove the environment and what tools leave behind
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

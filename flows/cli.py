@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -14,14 +12,15 @@ from typer.core import TyperGroup
 from flows import catalogue_commands, extraction_commands, selection_commands
 from flows.catalogue_commands import Json
 from flows.console import extraction_sentence, print_facts, print_json, print_table, say
-from store.errors import Head2ToeError
+from flows.stopping import command_line, listen, stopped_by
+from store.errors import Head2ToeError, InterruptedExtractionError
 
 if TYPE_CHECKING:
     from flows.config import Head2ToeConfig
     from flows.head2toe import RunSummary
 
 MISTAKE = 2
-"""Exit code for what the user can mend, an interrupted extraction included."""
+"""Exit code for what the user can mend."""
 
 
 class _Commands(TyperGroup):
@@ -35,15 +34,22 @@ class _Commands(TyperGroup):
             from flows.config import explain
 
             _fail(f"{explain(error)}")
+        except InterruptedExtractionError as error:
+            _stop(str(error))
         except Head2ToeError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            _fail("stopped; what was finished is kept, run the same command again to go on.")
+            _stop("stopped; what was finished is kept.")
 
 
 def _fail(sentence: str) -> NoReturn:
     say(f"error: {sentence}")
     raise typer.Exit(MISTAKE)
+
+
+def _stop(sentence: str) -> NoReturn:
+    say(f"{sentence}\nTo go on, run:\n  {command_line()}")
+    raise typer.Exit(128 + stopped_by())
 
 
 app = typer.Typer(
@@ -119,10 +125,6 @@ for commands in (extraction_commands, selection_commands, catalogue_commands):
 
 
 def main() -> None:
-    """Run the command line; SIGTERM stops it as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    """Run the command line; SIGTERM stops it as Ctrl-C does, and the exit code tells them apart, as is the custom."""
+    listen()
     app()

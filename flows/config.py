@@ -57,8 +57,9 @@ def load_config(path: Path) -> Head2ToeConfig:
         ) from error
     try:
         return Head2ToeConfig.model_validate(document)
-    except ValidationError as error:
-        raise InvalidInputError(f"configuration {str(path)!r}: {explain(error)}") from error
+    except (ValidationError, InvalidInputError) as error:
+        what = explain(error) if isinstance(error, ValidationError) else error
+        raise InvalidInputError(f"configuration {str(path)!r}: {what}") from error
 
 
 def explain(error: ValidationError) -> str:
@@ -70,5 +71,5 @@ def explain(error: ValidationError) -> str:
         return f"{field} is missing{more}."
     if first["type"] == "extra_forbidden":
         return f"{field} is not a known parameter{more}."
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ").split(", unable")[0]
     return f"{field} is {first['input']!r} but should be {expected}{more}."

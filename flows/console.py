@@ -6,12 +6,15 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from pipeline.forecast import Forecast
 
 messages = Console(stderr=True, highlight=False)
 PIPED_WIDTH = 200
@@ -53,10 +56,11 @@ class ProgressBars:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of `total` units of a stage are finished."""
+        """Show that `done` of `total` units of a stage are finished; what follows a ``·`` in its name may change."""
+        text, stage = stage, stage.partition(" · ")[0]
         if stage not in self._stages:
             self._stages[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(self._stages[stage], completed=done, total=total)
+        self._bars.update(self._stages[stage], completed=done, total=total, description=text)
         if not self._live and done == total:
             messages.print(f"{stage}: {done:,} of {total:,}")
         if done == total:
@@ -112,8 +116,37 @@ def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def extraction_sentence(extracted: int, reused: int, seconds_saved: float) -> str:
-    """Say how many samples an extraction forwarded, and what the others saved."""
+def human_seconds(seconds: float) -> str:
+    """Return a time such as ``2 h 5 min``, of two units at most."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def extraction_sentence(extracted: int, reused: int, seconds_saved: float, left_to_others: int = 0) -> str:
+    """Say how many samples an extraction forwarded, what the others saved, and what other shards have to do."""
+    others = f" {left_to_others:,} samples of other shards are still missing." if left_to_others else ""
     if not reused:
-        return f"extracted {extracted:,} samples."
-    return f"extracted {extracted:,} samples; {reused:,} were in the store already, which saved {seconds_saved:.1f} s."
+        return f"extracted {extracted:,} samples.{others}"
+    return (
+        f"extracted {extracted:,} samples; {reused:,} were in the store already, which saved {seconds_saved:.1f} s."
+        f"{others}"
+    )
+
+
+def say_forecast(forecast: Forecast) -> None:
+    """Say what an extraction will take, on standard error."""
+    samples = ", ".join(f"{name} {n:,}" for name, n in forecast.samples.items())
+    free = "" if forecast.bytes_free is None else f"; {human_bytes(forecast.bytes_free)} free at the root"
+    work = f"{forecast.left:,} samples to extract, {forecast.reused:,} there already"
+    if forecast.left_to_others:
+        work += f", {forecast.left_to_others:,} left to other shards"
+    if forecast.seconds is not None:
+        work += f"; about {human_seconds(forecast.seconds)}, estimated from one batch"
+    say(f"samples: {samples}; layers: {forecast.layers:,}; features: {forecast.features:,}")
+    say(f"size: {human_bytes(forecast.bytes_total)}, of which {human_bytes(forecast.bytes_left)} to be written{free}")
+    say(f"work: {work}")

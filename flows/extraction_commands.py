@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from flows.catalogue_commands import DType, Json
-from flows.console import ProgressBars, extraction_sentence, human_bytes, print_facts, print_json, print_table, say
+from flows.console import (
+    ProgressBars,
+    extraction_sentence,
+    human_bytes,
+    print_facts,
+    print_json,
+    print_table,
+    say,
+    say_forecast,
+)
+from store.errors import InvalidInputError
+
+
+class OnBadImage(StrEnum):
+    """Choices of ``--on-bad-image``."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class Autocast(StrEnum):
+    """Choices of ``--autocast``."""
+
+    auto = "auto"
+    none = "none"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 class ClsToken(StrEnum):
@@ -19,14 +46,22 @@ class ClsToken(StrEnum):
     only = "only"
 
 
-Taps = Annotated[list[str], typer.Option(help="Preset, module name or shell-style pattern; repeatable.")]
+Taps = Annotated[
+    list[str],
+    typer.Option(
+        help="Preset (head2toe, blocks, embedding, logits, input), module name or shell-style pattern; repeatable."
+    ),
+]
 Exclude = Annotated[list[str], typer.Option(help="Pattern of taps to leave out; repeatable.")]
 TargetSizes = Annotated[
     list[int], typer.Option("--target-size", min=1, help="Features aimed at per layer; repeatable.")
 ]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the backbone's own.")]
 ClsTokenOption = Annotated[ClsToken, typer.Option(help="What becomes of prefix tokens.")]
-DATA_HELP = "'digits', an .npz file, or a folder: <class>/…, or train/<class>/… and test/<class>/…, or VTAB-1k lists."
+DATA_HELP = (
+    "'digits', an .npz file, a folder (<class>/…, or train/<class>/… and test/<class>/…, or VTAB-1k lists), or a name "
+    "as timm has it: torch/cifar10, hfds/<repository>, wds/<folder>."
+)
 DEFAULT_TAPS, NO_PATTERNS, DEFAULT_TARGET_SIZES = ["head2toe"], list[str](), [512]
 
 
@@ -43,14 +78,15 @@ def taps(
 
     Example: head2toe taps resnet50 --target-size 8192
     """
-    from pipeline.backbones import model_structure, resolve_preprocessing
+    from pipeline.backbones import model_structure
+    from pipeline.preprocessing import resolve_preprocessing
     from pipeline.taps import plan_layers, resolve_taps
     from store.spec import PoolingSpec
 
     model = model_structure(backbone, image_size)
     asked = None if image_size is None else (3, image_size, image_size)
     input_size = resolve_preprocessing(model, input_size=asked).input_size
-    chosen = resolve_taps(model, tuple(taps), tuple(exclude))
+    chosen = resolve_taps(model, tuple(taps), tuple(exclude), input_size)
     pooling = PoolingSpec(target_sizes=tuple(target_size), cls_token=cls_token.value)
     layers = plan_layers(model, chosen, pooling, input_size)
     rows: list[dict[str, Any]] = [
@@ -97,11 +133,53 @@ def extract(
     cls_token: ClsTokenOption = ClsToken.pooled,
     dtype: Annotated[DType, typer.Option(help="Type of the stored values.")] = DType.float16,
     image_size: ImageSize = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    preprocessing: Annotated[
+        str, typer.Option(help="'timm', the backbone's own, or 'vtab', a plain resize to values in [-1, 1].")
+    ] = "timm",
+    interpolation: Annotated[str | None, typer.Option(help="Resampling filter, such as bilinear.")] = None,
+    crop_mode: Annotated[
+        str | None, typer.Option(help="'center' or 'border' as in timm; 'squash' is a plain resize.")
+    ] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="Share of the resized image that the crop keeps.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Per channel, of values in [0, 1], such as 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Per channel, as --mean.")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Where the data of a library's name is or is kept.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch data that is not there.")] = False,
+    split: Annotated[
+        list[str],
+        typer.Option(metavar="OURS=THEIRS", help="A library's split for train, test or val; repeatable."),
+    ] = NO_PATTERNS,
+    input_key: Annotated[str | None, typer.Option(help="Column or part that holds the image (hfds, wds).")] = None,
+    target_key: Annotated[str | None, typer.Option(help="Column or field that holds the label (hfds, wds).")] = None,
+    on_bad_image: Annotated[
+        OnBadImage, typer.Option(help="Stop with the list of images that cannot be used, or skip them.")
+    ] = OnBadImage.stop,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per forward pass; found by trying if not given.")
+    ] = None,
+    autocast: Annotated[
+        Autocast, typer.Option(help="Type of the backbone's products; 'auto' is fp16 on a GPU, none on a CPU.")
+    ] = Autocast.auto,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last/--no-channels-last", help="Memory layout of maps.")
+    ] = True,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the backbone, which takes minutes.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read images; one per core.")] = None,
     block_size: Annotated[
         int | None, typer.Option(min=1, help="Samples per committed block; chosen if not given.")
     ] = None,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ….")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="'auto' (all GPUs), 'cpu', 'cuda:1', …; several, 'cuda:0,cuda:1', each by a process.")
+    ] = "auto",
+    dask_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster whose workers do the work.")
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(metavar="I/K", help="Write part I of K; other processes or machines write the others.")
+    ] = "1/1",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and how long it may take; write nothing.")
+    ] = False,
     extend: Annotated[
         str | None,
         typer.Option(metavar="STORE", help="A store of fewer of these images; only what is new is extracted."),
@@ -113,7 +191,9 @@ def extract(
     Example: head2toe extract --backbone resnet18 --weights random:0 --data digits --root stores
     """
     from pipeline.extraction import extract as extract_stage
+    from pipeline.extraction import foresee
     from pipeline.planning import ExtractionParameters
+    from pipeline.sharding import Shard
     from store.aliases import resolve_store
 
     parameters = ExtractionParameters(
@@ -126,18 +206,68 @@ def extract(
         cls_token=cls_token.value,
         dtype=dtype.value,
         image_size=image_size,
+        preprocessing=preprocessing,
+        interpolation=interpolation,
+        crop_mode=crop_mode,
+        crop_pct=crop_pct,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        data_root=data_root,
+        download=download,
+        splits=_pairs("--split", split),
+        input_key=input_key,
+        target_key=target_key,
+        on_bad_image=on_bad_image.value,
         batch_size=batch_size,
+        autocast=autocast.value,
+        channels_last=channels_last,
+        compile=compile,
+        workers=workers,
         block_size=block_size,
         device=device,
+        dask_address=dask_address,
         extend=None if extend is None else resolve_store(extend),
     )
+    part = Shard.parse(shard)
+    if dry_run:
+        with ProgressBars() as progress:
+            found = foresee(parameters, root, progress, shard=part)
+        say_forecast(found)
+        if as_json:
+            print_json(asdict(found))
+        return
     with ProgressBars() as progress:
-        done = extract_stage(parameters, root, progress)
-    say(extraction_sentence(done.extracted, done.reused, done.seconds_saved))
+        done = extract_stage(parameters, root, progress, shard=part, announce=say_forecast)
+    for note in done.notes:
+        say(f"note: {note}")
+    if done.constant_layers:
+        say(f"note: constant over all images, which tells nothing of them: {', '.join(done.constant_layers)}.")
+    say(extraction_sentence(done.extracted, done.reused, done.seconds_saved, done.left_to_others))
+    if done.bottleneck:
+        say(done.bottleneck)
     if as_json:
-        print_json(vars(done))
+        print_json(asdict(done))
     else:
         typer.echo(done.uri)
+
+
+def _numbers(option: str, given: str | None) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    try:
+        return tuple(float(number) for number in given.split(","))
+    except ValueError:
+        raise InvalidInputError(f"{option} {given!r} is not a list of numbers such as 0.5,0.5,0.5.") from None
+
+
+def _pairs(option: str, given: list[str]) -> dict[str, str] | None:
+    pairs = [(ours.strip(), theirs.strip()) for ours, _, theirs in (pair.partition("=") for pair in given)]
+    for pair, (ours, theirs) in zip(given, pairs, strict=True):
+        if not ours or not theirs:
+            raise InvalidInputError(f"{option} {pair!r} is not of the form train=NAME.")
+    if len(dict(pairs)) != len(pairs):
+        raise InvalidInputError(f"{option} names a split twice: {', '.join(given)}.")
+    return dict(pairs) or None
 
 
 def register(app: typer.Typer) -> None:

@@ -14,7 +14,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.config import Head2ToeConfig
-from flows.console import ProgressBars
+from flows.console import ProgressBars, say_forecast
 from pipeline.extraction import Extraction, extract
 from pipeline.planning import ExtractionParameters
 from pipeline.refit import Head, RefitParameters, refit
@@ -84,7 +84,7 @@ class RunSummary(Frozen):
 def extract_task(parameters: ExtractionParameters, root: str) -> Extraction:
     """Write the activation store, or what is missing of it."""
     with ProgressBars() as progress:
-        return extract(parameters, root, progress)
+        return extract(parameters, root, progress, announce=say_forecast)
 
 
 @task(name="statistics", cache_policy=NO_CACHE, persist_result=False)

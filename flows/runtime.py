@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from typing import TYPE_CHECKING
 
 from flows.console import say
@@ -44,4 +46,21 @@ def run_flow(config: Head2ToeConfig) -> RunSummary:
     say("starting Prefect …")
     from flows.head2toe import head2toe
 
+    starting = threading.Thread(target=_start_server, name="server", daemon=True)
+    starting.start()
+    starting.join()
     return head2toe(config)
+
+
+def _start_server() -> None:
+    """Start Prefect's in-process server, if one is needed, out of reach of Ctrl-C.
+
+    A terminal sends Ctrl-C to every process of the command. A server that ends before the flow has reported its end
+    would make the flow wait for it in vain; Prefect stops the server itself when all is done.
+    """
+    from prefect.client.orchestration import get_client
+
+    # A process inherits the signals that the thread which starts it does not listen to.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with get_client(sync_client=True):
+        pass

@@ -7,23 +7,20 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import timm
 import torch
 from PIL import Image
 from timm.data.config import resolve_model_data_config
-from timm.data.transforms_factory import create_transform
 from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
 from torch import Tensor, nn
 
+from pipeline.preprocessing import DEFAULT_PRESET, make_transform, parse_input_size, resolve_preprocessing
 from pipeline.probing import trace
-from pipeline.weights import download_weights, hub_is_reachable, read_weights
+from pipeline.weights import download_weights, hub_is_reachable, is_cached, read_weights
 from store.errors import InvalidInputError, suggest
 from store.spec import DIGEST_LENGTH, BackboneSpec, PreprocessingSpec, canonical_json
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-CROP_MODES = ("center", "border", "squash")
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,7 @@ def load_backbone(
     weights: str = "pretrained",
     *,
     input_size: int | Sequence[int] | None = None,
+    preset: str = DEFAULT_PRESET,
     interpolation: str | None = None,
     crop_mode: str | None = None,
     crop_pct: float | None = None,
@@ -68,8 +66,7 @@ def load_backbone(
     """Build a timm model, fill it with weights, freeze it and resolve its preprocessing.
 
     The classification layer is kept as it was pretrained, so that the logits can be captured. Preprocessing not given
-    is what timm lists for the model and tag. The paper's own is ``crop_mode="squash"``,
-    ``interpolation="bilinear"``, mean and std 0.5.
+    is what timm lists for the model and tag.
 
     Parameters
     ----------
@@ -79,14 +76,8 @@ def load_backbone(
         ``"pretrained"``; the path of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file; or ``"random:<seed>"``.
     input_size : int or sequence of int, optional
         Side, (height, width) or (3, height, width) in pixels.
-    interpolation : str, optional
-        Resampling filter by its timm name.
-    crop_mode : str, optional
-        ``"center"``, ``"border"`` or ``"squash"``, as in timm; ``"squash"`` alone is a plain resize without crop.
-    crop_pct : float, optional
-        Share of the resized image that the crop keeps, in (0, 1].
-    mean, std : sequence of float, optional
-        Per-channel normalization on the [0, 1] scale: three values, or one for all channels.
+    preset, interpolation, crop_mode, crop_pct, mean, std
+        As for `pipeline.preprocessing.resolve_preprocessing`.
 
     Returns
     -------
@@ -98,11 +89,12 @@ def load_backbone(
     InvalidInputError
         If the name is unknown, the weights cannot be had or do not fit, or a preprocessing value is invalid.
     """
-    size = None if input_size is None else _input_size(input_size)
+    size = None if input_size is None else parse_input_size(input_size)
     structure, arguments = _structure(name, size)
     preprocessing = resolve_preprocessing(
         structure,
         input_size=size,
+        preset=preset,
         interpolation=interpolation,
         crop_mode=crop_mode,
         crop_pct=crop_pct,
@@ -141,7 +133,7 @@ def model_structure(name: str, input_size: int | Sequence[int] | None = None) ->
     InvalidInputError
         If the name is unknown.
     """
-    return _structure(name, None if input_size is None else _input_size(input_size))[0]
+    return _structure(name, None if input_size is None else parse_input_size(input_size))[0]
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -164,73 +156,16 @@ def weights_digest(model: nn.Module) -> str:
     return total.hexdigest()[:DIGEST_LENGTH]
 
 
-def resolve_preprocessing(
-    model: nn.Module,
-    *,
-    input_size: tuple[int, int, int] | None = None,
-    interpolation: str | None = None,
-    crop_mode: str | None = None,
-    crop_pct: float | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> PreprocessingSpec:
-    """Return timm's preprocessing of `model` with the given values in place of its own.
-
-    Parameters
-    ----------
-    model : Module
-        A timm model.
-    input_size : tuple of int, optional
-        (channels, height, width) in pixels.
-    interpolation, crop_mode, crop_pct, mean, std
-        As for `load_backbone`.
-
-    Returns
-    -------
-    PreprocessingSpec
-        Fully resolved.
-
-    Raises
-    ------
-    InvalidInputError
-        If a value is not valid.
-    """
-    config = resolve_model_data_config(model)
-    if crop_mode == "squash" and crop_pct is None:
-        crop_pct = 1.0
-    interpolation = interpolation or str(config["interpolation"])
-    if interpolation not in INTERPOLATIONS:
-        raise InvalidInputError(f"interpolation {interpolation!r} is unknown; {suggest(interpolation, INTERPOLATIONS)}")
-    crop_mode = crop_mode or str(config["crop_mode"])
-    if crop_mode not in CROP_MODES:
-        raise InvalidInputError(f"crop mode {crop_mode!r} is unknown; valid choices are {', '.join(CROP_MODES)}.")
-    share = float(config["crop_pct"] if crop_pct is None else crop_pct)
-    if not 0 < share <= 1:
-        raise InvalidInputError(f"crop share {share} is not in (0, 1].")
-    deviations = _per_channel("std", config["std"] if std is None else std)
-    if min(deviations) <= 0:
-        raise InvalidInputError(f"std {deviations} must be positive in every channel.")
-    return PreprocessingSpec(
-        input_size=input_size or tuple(config["input_size"]),
-        interpolation=interpolation,
-        crop_mode=cast(Literal["center", "border", "squash"], crop_mode),
-        crop_pct=share,
-        mean=_per_channel("mean", config["mean"] if mean is None else mean),
-        std=deviations,
-    )
-
-
-def make_transform(preprocessing: PreprocessingSpec) -> Callable[[Image.Image], Tensor]:
-    """Return the transform that `preprocessing` describes: RGB image to normalized (channels, height, width) tensor."""
-    transform: Callable[[Image.Image], Tensor] = create_transform(is_training=False, **preprocessing.model_dump())
-    return transform
-
-
 def _structure(name: str, size: tuple[int, int, int] | None) -> tuple[nn.Module, dict[str, Any]]:
     """Return the model on the meta device, and the arguments that adapt it to the input size."""
     _check_name(name)
     with torch.device("meta"):
-        model = _create(name)
+        try:
+            model = _create(name)
+        except Exception as error:
+            if ":" not in name:
+                raise
+            raise InvalidInputError(f"backbone {name!r} cannot be had from the hub: {_reason(error)}.") from error
         native = tuple(resolve_model_data_config(model)["input_size"])
         if size is None or size == native:
             return model.eval(), {}
@@ -239,11 +174,21 @@ def _structure(name: str, size: tuple[int, int, int] | None) -> tuple[nn.Module,
             return _create(name, **arguments).eval(), arguments
         except TypeError:  # a fully convolutional model takes images of any size and has no such argument
             return model.eval(), {}
+        except Exception as error:
+            height, width = size[1:]
+            raise InvalidInputError(
+                f"backbone {name!r} cannot be built for images of {height} x {width} pixels: {_reason(error)}; "
+                f"choose another input size."
+            ) from error
 
 
 def _create(name: str, **arguments: Any) -> nn.Module:
     model: nn.Module = timm.create_model(name, **arguments)
     return model
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
 def _fill(structure: nn.Module, name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
@@ -268,9 +213,18 @@ def _architecture(name: str, model: nn.Module) -> str:
 
 
 def _check_name(name: str) -> None:
-    if ":" in name:
-        if name.startswith("hf-hub:") and not hub_is_reachable():
-            raise InvalidInputError(f"backbone {name!r} is described on the hub, which cannot be reached from here.")
+    source, colon, repository = name.partition(":")
+    if colon:
+        if source != "hf-hub" or not repository:
+            raise InvalidInputError(
+                f"backbone {name!r} is neither a timm model nor 'hf-hub:<owner>/<model>'; "
+                f"for weights of your own give the timm name and --weights PATH."
+            )
+        if not hub_is_reachable() and not is_cached(repository):
+            raise InvalidInputError(
+                f"backbone {name!r} is described on the hub, which cannot be reached from here; "
+                f"connect to the network, or give the timm name and --weights PATH."
+            )
         return
     architecture, tag = split_model_name_tag(name)
     if not timm.is_model(architecture):
@@ -278,21 +232,3 @@ def _check_name(name: str) -> None:
     tags = [known.partition(".")[2] for known in get_arch_pretrained_cfgs(architecture)]
     if tag and tag not in tags:
         raise InvalidInputError(f"backbone {architecture!r} has no weights tagged {tag!r}; {suggest(tag, tags)}")
-
-
-def _input_size(given: int | Sequence[int]) -> tuple[int, int, int]:
-    numbers = (given, given) if isinstance(given, int) else tuple(given)
-    if len(numbers) == 2:
-        numbers = (3, *numbers)
-    if len(numbers) != 3 or numbers[0] != 3 or min(numbers) < 1:
-        raise InvalidInputError(f"input size {given} is not a side, (height, width) or (3, height, width) in pixels.")
-    return (3, int(numbers[1]), int(numbers[2]))
-
-
-def _per_channel(what: str, given: Sequence[float]) -> tuple[float, ...]:
-    numbers = tuple(float(v) for v in given)
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3:
-        raise InvalidInputError(f"{what} {list(given)} needs three values, one per channel, or one for all.")
-    return numbers

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.backbones import Backbone
+from pipeline.account import Account, constant_layers
+from pipeline.block_writing import write_blocks
 from pipeline.compute import Progress
-from pipeline.datasets import ImageSplit
-from pipeline.planning import ExtractionParameters, Plan, check_images, check_space, plan_extraction
+from pipeline.datasets import ImageData
+from pipeline.devices import device_name, find_devices
+from pipeline.forecast import Forecast, Outlook, check_place, check_space, estimate_seconds, forecast
+from pipeline.launching import Order, write_on_cluster, write_on_devices
+from pipeline.planning import ExtractionParameters, Plan, plan_extraction
 from pipeline.presets import PRE_LOGITS
-from pipeline.taps import Capture
-from store.activations import ActivationStore, open_store
-from store.claims import Block, Claims
-from store.errors import InterruptedExtractionError, InvalidInputError, StoreNotFoundError
-from store.records import BlockRecord
+from pipeline.settings import Settings
+from pipeline.sharding import WHOLE, Shard
+from pipeline.tuning import kept, settle
+from store.activations import open_store
+from store.claims import Block
+from store.errors import IncompleteStoreError, InterruptedExtractionError, InvalidInputError
 from store.writer import StoreWriter, create_store
-
-POLL_SECONDS = 0.5
-"""How often to look again when every missing block is being written by others."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,25 @@ class Extraction:
     extracted : int
         Samples that went through the backbone in this call.
     reused : int
-        Samples whose blocks were there already.
+        Samples of this shard whose blocks were there already or came from elsewhere.
     seconds : float
         Time of this call, in all.
     seconds_saved : float
         Time that reading and forwarding the re-used samples took when they were extracted.
+    shard : str
+        Which part of the store this call wrote, such as ``"2/4"``; all of it is ``"1/1"``.
+    left_to_others : int
+        Samples of other shards that are still missing; the store is complete when there are none.
+    forecast : Forecast
+        What was expected before it started.
+    notes : tuple of str
+        Sentences on the images: what becomes of them, how they were split, and what was left out.
+    time_shares : dict of str to float
+        Shares of the time that reading, the backbone and writing took; 0 if nothing was done.
+    bottleneck : str
+        A sentence on the one that took longest; empty if nothing was done.
+    constant_layers : tuple of str
+        Layers that are the same for every image, looked for when the store becomes complete.
     """
 
     uri: str
@@ -58,9 +70,24 @@ class Extraction:
     reused: int
     seconds: float
     seconds_saved: float
+    shard: str
+    left_to_others: int
+    forecast: Forecast
+    notes: tuple[str, ...] = ()
+    time_shares: dict[str, float] = field(default_factory=dict)
+    bottleneck: str = ""
+    constant_layers: tuple[str, ...] = ()
 
 
-def extract(parameters: ExtractionParameters, root: str, progress: Progress | None = None) -> Extraction:
+def extract(
+    parameters: ExtractionParameters,
+    root: str,
+    progress: Progress | None = None,
+    *,
+    shard: Shard = WHOLE,
+    announce: Callable[[Forecast], None] | None = None,
+    data: ImageData | None = None,
+) -> Extraction:
     """Write the store of these parameters under `root`, or only what is missing of it.
 
     Parameters
@@ -71,6 +98,13 @@ def extract(parameters: ExtractionParameters, root: str, progress: Progress | No
         Folder or URL under which stores lie.
     progress : callable, optional
         Called as ``progress(stage, done, total)``; samples during the extraction itself.
+    shard : Shard
+        Which part of the store to write; others may write theirs at the same time, from anywhere.
+    announce : callable, optional
+        Called with the forecast before anything is written.
+    data : ImageData, optional
+        Images in place of those that `parameters.data` names, as `pipeline.datasets.from_arrays` gives them; they are
+        in this process alone, so one device is used.
 
     Returns
     -------
@@ -85,55 +119,141 @@ def extract(parameters: ExtractionParameters, root: str, progress: Progress | No
         If a layer overflows the store's type.
     InterruptedExtractionError
         If the user stops it; committed blocks stay.
+    IncompleteStoreError
+        If a block that should have been written is not there.
     """
     start = time.perf_counter()
-    device = _device(parameters.device)
-    plan = plan_extraction(parameters, root, progress)
-    writer = _writer(plan, parameters, device)
+    if data is not None and parameters.dask_address:
+        raise InvalidInputError(
+            f"data {data.name!r} is in this process alone and cannot be extracted by the cluster at "
+            f"{parameters.dask_address!r}; leave dask_address out, or save the data as a folder or an .npz file."
+        )
+    devices = _devices(parameters)[: None if data is None else 1]
+    plan = plan_extraction(parameters, root, progress, data)
+    outlook = Outlook.of(plan, parameters, shard)
+    if outlook.todo:
+        check_place(plan.uri)
+    settings = settle(plan, parameters, devices, _begun(plan, outlook))
+    found = _forecast(plan, outlook, settings, devices)
+    if announce:
+        announce(found)
+    writer = _writer(plan, outlook, parameters, settings, devices)
     store = writer.store
     if plan.parent is not None:
-        _adopt_blocks(plan, writer)
-    todo = [(split, block) for split, blocks in writer.missing().items() for block in blocks]
-    blocks = [(s.name, block) for s in store.splits.values() for block in range(s.n_blocks)]
-    there = set(blocks) - set(todo)
+        _adopt_blocks(plan, writer, outlook.todo)
+    missing = _missing(writer)
+    todo = [block for block in outlook.mine if block in missing]
+    there = [block for block in outlook.mine if block not in missing]
     saved = sum(sum(store.record(*b).seconds.get(what, 0.0) for what in ("read", "forward")) for b in there)
-    sizes = {(split, block): _size(store, split, block) for split, block in blocks}
     done = extracted = 0
-    if todo:
-        try:
-            for block, fresh in _write_blocks(plan, writer, todo, device):
-                done += sizes[block]
-                extracted += fresh
-                if progress:
-                    progress("extracting images", done, sum(sizes[b] for b in todo))
-        except KeyboardInterrupt:
-            left = sum(len(b) for b in writer.missing().values())
-            raise InterruptedExtractionError(
-                f"extraction stopped; {len(blocks) - left} of {len(blocks)} blocks are committed in {plan.uri!r} "
-                "and stay: run the same command again to resume."
-            ) from None
+    account = Account()
+    steps = _steps(plan, parameters, root, writer, todo, devices, progress)
+    try:
+        for block, fresh in steps:
+            done += outlook.size([block])
+            extracted += fresh
+            if fresh:
+                account.add(store.record(*block))
+            if progress:
+                progress(f"extracting images · {account.brief()}", done, outlook.size(todo))
+    except KeyboardInterrupt:
+        steps.close()
+        left = len(_missing(writer))
+        n = sum(split.n_blocks for split in store.splits.values())
+        raise InterruptedExtractionError(
+            f"extraction stopped; {n - left} of {n} blocks are committed in {plan.uri!r} and stay, the same extraction "
+            "run again writes only the others."
+        ) from None
+    missing = _missing(writer)
+    if lost := missing.intersection(outlook.mine):
+        raise IncompleteStoreError(
+            f"{len(lost)} blocks of {plan.uri!r} are missing although they were written; was the store changed "
+            "meanwhile? Run the same extraction again, it writes only these."
+        )
     return Extraction(
         uri=plan.uri,
         fingerprint=store.fingerprint,
         extracted=extracted,
-        reused=sum(sizes.values()) - extracted,
+        reused=outlook.size(outlook.mine) - extracted,
         seconds=time.perf_counter() - start,
         seconds_saved=saved,
+        shard=str(shard),
+        left_to_others=outlook.size(missing),
+        forecast=found,
+        notes=(*plan.notes, *kept(settings, parameters), *account.notes(settings)),
+        time_shares=account.shares,
+        bottleneck=account.bottleneck(),
+        constant_layers=constant_layers(store) if extracted and not missing else (),
     )
 
 
-def _size(store: ActivationStore, split: str, block: int) -> int:
-    start, stop = store.splits[split].block_range(block)
-    return stop - start
+def foresee(
+    parameters: ExtractionParameters, root: str, progress: Progress | None = None, *, shard: Shard = WHOLE
+) -> Forecast:
+    """Return what `extract` would do with the same arguments; nothing is written.
+
+    Raises
+    ------
+    InvalidInputError
+        If anything cannot be used as given, or the disk cannot hold the store.
+    """
+    devices = _devices(parameters)
+    plan = plan_extraction(parameters, root, progress)
+    outlook = Outlook.of(plan, parameters, shard)
+    return _forecast(plan, outlook, settle(plan, parameters, devices, _begun(plan, outlook)), devices)
 
 
-def _writer(plan: Plan, parameters: ExtractionParameters, device: torch.device) -> StoreWriter:
-    try:
-        there = open_store(plan.uri, allow_incomplete=True)
-    except StoreNotFoundError:
-        check_space(plan)
-        check_images(plan.data)
+def _devices(parameters: ExtractionParameters) -> list[torch.device]:
+    return [] if parameters.dask_address else find_devices(parameters.device)
+
+
+def _begun(plan: Plan, outlook: Outlook) -> dict[str, Any] | None:
+    """Return the provenance of the store to go on with, or to grow from, if there is one."""
+    if outlook.begun:
+        return open_store(plan.uri, allow_incomplete=True).provenance
+    return None if plan.parent is None else plan.parent.store.provenance
+
+
+def _forecast(plan: Plan, outlook: Outlook, settings: Settings, devices: Sequence[torch.device]) -> Forecast:
+    found = forecast(plan, outlook)
+    check_space(found)
+    return estimate_seconds(found, plan, outlook, settings, devices)
+
+
+def _missing(writer: StoreWriter) -> set[Block]:
+    return {(split, block) for split, blocks in writer.missing().items() for block in blocks}
+
+
+def _steps(
+    plan: Plan,
+    parameters: ExtractionParameters,
+    root: str,
+    writer: StoreWriter,
+    todo: list[Block],
+    devices: Sequence[torch.device],
+    progress: Progress | None,
+) -> Generator[tuple[Block, int], None, None]:
+    """Yield each block once it is committed, and how many of its samples were forwarded, whoever does the work."""
+    order = Order(parameters=parameters, root=root, uri=plan.uri, folder=str(Path.cwd()))
+    if not todo:
+        return
+    if parameters.dask_address:
+        yield from write_on_cluster(order, writer.store, todo, progress)
+    elif len(devices) > 1:
+        yield from write_on_devices(order, todo, devices)
     else:
+        yield from write_blocks(plan, writer, todo, devices[0], parameters.workers)
+
+
+def _writer(
+    plan: Plan,
+    outlook: Outlook,
+    parameters: ExtractionParameters,
+    settings: Settings,
+    devices: Sequence[torch.device],
+) -> StoreWriter:
+    if outlook.begun:
+        there = open_store(plan.uri, allow_incomplete=True)
         there.objects.sweep()
         return StoreWriter(there)
     parent = None if plan.parent is None else plan.parent.store
@@ -142,9 +262,11 @@ def _writer(plan: Plan, parameters: ExtractionParameters, device: torch.device) 
         "backbone": plan.backbone.name,
         "weights": plan.backbone.weights,
         "data": plan.data.name,
+        "data_note": plan.data.note or None,
+        "skipped_images": plan.skipped,
         "embedding": embedding[-1] if embedding else None,
-        "batch_size": parameters.batch_size if parent is None else parent.provenance["batch_size"],
-        "device": _device_name(device),
+        **settings.model_dump(),
+        "device": ", ".join(map(device_name, devices)) or "Dask cluster",
         "parent": None if parent is None else parent.fingerprint,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "timm", "numpy", "zarr")},
     }
@@ -160,133 +282,10 @@ def _writer(plan: Plan, parameters: ExtractionParameters, device: torch.device) 
     )
 
 
-def _adopt_blocks(plan: Plan, writer: StoreWriter) -> None:
-    """Take over from the parent every missing block that it has as it is."""
+def _adopt_blocks(plan: Plan, writer: StoreWriter, blocks: Sequence[Block]) -> None:
+    """Take over from the parent every one of these blocks that it has as it is."""
     assert plan.parent is not None
-    for split, blocks in writer.missing().items():
-        for block in blocks:
-            known = plan.parent.known(writer.store, plan.manifests[split], split, block)
-            if plan.parent.same_block(writer.store, split, block, known):
-                plan.parent.adopt(writer.store, split, block)
-
-
-def _write_blocks(
-    plan: Plan, writer: StoreWriter, todo: list[Block], device: torch.device
-) -> Iterator[tuple[Block, int]]:
-    """Yield each missing block once it is committed, and how many of its samples went through the backbone for it.
-
-    One block is written while the next is computed. Blocks that another writer has claimed are left to it; whatever
-    it gives up is taken over.
-    """
-    store = writer.store
-    batch_size = int(store.provenance["batch_size"])
-    model = plan.backbone.model.to(device)
-    waiting, refused = deque(todo), 0
-    pending: tuple[Block, int, Future[BlockRecord | None]] | None = None
-    with (
-        Claims(store.objects) as claims,
-        ThreadPoolExecutor(1, "writer") as writing,
-        ThreadPoolExecutor(max(2, os.cpu_count() or 1), "reader") as reading,
-        Capture(model, plan.layers) as capture,
-    ):
-        while waiting or pending:
-            new: tuple[Block, int, Future[BlockRecord | None]] | None = None
-            if waiting:
-                split, block = waiting.popleft()
-                if store.is_committed(split, block):
-                    yield (split, block), 0
-                    continue
-                if claims.take(split, block):
-                    refused = 0
-                    values, seconds, fresh = _compute_block(
-                        plan, store, capture, split, block, batch_size=batch_size, device=device, reading=reading
-                    )
-                    new = (split, block), fresh, writing.submit(_commit, writer, claims, split, block, values, seconds)
-                else:
-                    waiting.append((split, block))
-                    refused += 1
-            if pending is not None:
-                written, forwarded, future = pending
-                if future.result() is None:
-                    waiting.append(written)
-                else:
-                    yield written, forwarded
-            pending = new
-            if pending is None and refused >= len(waiting) > 0:
-                time.sleep(POLL_SECONDS)
-
-
-def _commit(
-    writer: StoreWriter,
-    claims: Claims,
-    split: str,
-    block: int,
-    values: dict[str, NDArray[Any]],
-    seconds: dict[str, float],
-) -> BlockRecord | None:
-    try:
-        return writer.write_block(split, block, values, seconds) if claims.holds(split, block) else None
-    finally:
-        claims.release(split, block)
-
-
-@torch.inference_mode()
-def _compute_block(
-    plan: Plan,
-    store: ActivationStore,
-    capture: Capture,
-    split: str,
-    block: int,
-    *,
-    batch_size: int,
-    device: torch.device,
-    reading: ThreadPoolExecutor,
-) -> tuple[dict[str, NDArray[Any]], dict[str, float], int]:
-    """Return one block's values by layer, shape (feature, sample), seconds spent, and samples forwarded.
-
-    Batches begin at the block's first new sample, so that a resumed block has the same batches and bytes.
-    """
-    start, stop = store.splits[split].block_range(block)
-    images = plan.data.splits[split]
-    out = {n: np.empty((layer.n_features, stop - start), store.dtype) for n, layer in store.layers.items()}
-    seconds = {"read": 0.0, "forward": 0.0}
-    fresh = np.arange(stop - start)
-    if plan.parent is not None:
-        known = plan.parent.known(store, plan.manifests[split], split, block)
-        old, fresh = np.flatnonzero(known >= 0), np.flatnonzero(known < 0)
-        for name, values in plan.parent.values(split, known[old]).items():
-            out[name][:, old] = values
-    parts = [fresh[i : i + batch_size] for i in range(0, len(fresh), batch_size)]
-    batches = [reading.submit(_read_batch, plan.backbone, images, start + part) for part in parts[:1]]
-    for number, part in enumerate(parts):
-        if number + 1 < len(parts):
-            batches.append(reading.submit(_read_batch, plan.backbone, images, start + parts[number + 1]))
-        clock = time.perf_counter()
-        batch = batches.pop(0).result()
-        waited = time.perf_counter()
-        for name, pooled in capture(batch.to(device)).items():
-            out[name][:, part] = pooled.to(torch.from_numpy(out[name]).dtype).cpu().numpy().T
-        seconds["read"] += waited - clock
-        seconds["forward"] += time.perf_counter() - waited
-    return out, seconds, len(fresh)
-
-
-def _read_batch(backbone: Backbone, images: ImageSplit, indices: NDArray[np.int64]) -> torch.Tensor:
-    return torch.stack([backbone.transform(images.image(int(i))) for i in indices])
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidInputError(
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0].rstrip('.')}; try 'auto' or 'cpu'."
-        ) from error
-    return device
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    for split, block in blocks:
+        known = plan.parent.known(writer.store, plan.manifests[split], split, block)
+        if plan.parent.same_block(writer.store, split, block, known):
+            plan.parent.adopt(writer.store, split, block)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import os
-from collections import Counter
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.images import SUFFIXES
+from pipeline.labels import numbered_classes, stratified_test_ids
 from store.errors import InvalidInputError
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SPLITS = ("train", "val", "test")
 VTAB_LISTS = {"train": "train800val200.txt", "val": "val200.txt", "test": "test.txt"}
+VTAB_TRAIN_ONLY = "train800.txt"
 TEST_SHARE = 0.2
 
 
@@ -29,11 +31,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The samples below a folder: class names in label order, entries by split, and a remark on how they were split."""
+    """The samples below a folder.
+
+    Attributes
+    ----------
+    class_names : tuple of str
+        In the order of the labels.
+    splits : dict of str to list of Entry
+        Samples by split.
+    note : str
+        How they were split, where the folder does not say.
+    prescribed : bool
+        They are those of a benchmark's list files.
+    """
 
     class_names: tuple[str, ...]
     splits: dict[str, list[Entry]]
     note: str = ""
+    prescribed: bool = False
 
 
 def list_folder(root: Path) -> Listing:
@@ -43,8 +58,8 @@ def list_folder(root: Path) -> Listing:
     ----------
     root : Path
         ``<root>/train/<class>/*``, with ``test`` and optionally ``val`` beside ``train``; or ``<root>/<class>/*``,
-        of which one fifth per class becomes the test split; or a VTAB-1k folder with ``train800val200.txt``,
-        ``test.txt`` and optionally ``val200.txt`` of lines ``path label``.
+        of which one fifth per class becomes the test split; or a VTAB-1k folder with ``train800val200.txt`` (or
+        ``train800.txt`` and ``val200.txt``), ``test.txt`` and optionally ``val200.txt`` of lines ``path label``.
 
     Returns
     -------
@@ -54,24 +69,32 @@ def list_folder(root: Path) -> Listing:
     Raises
     ------
     InvalidInputError
-        If the folder is missing or empty, or a split cannot be made of it.
+        If the folder is missing or empty, a link leads out of it, an image has no label, or a split cannot be made.
     """
     if not root.is_dir():
         raise InvalidInputError(f"data folder {str(root)!r} does not exist.")
-    if (root / VTAB_LISTS["train"]).is_file():
+    try:
+        return _list_folder(root)
+    except PermissionError as error:
+        raise InvalidInputError(f"folder {str(error.filename)!r} cannot be read: permission denied.") from error
+
+
+def _list_folder(root: Path) -> Listing:
+    if any((root / name).is_file() for name in (VTAB_LISTS["train"], VTAB_TRAIN_ONLY)):
         return _from_lists(root)
-    folders = _subfolders(root)
+    fence = _Fence(root)
+    folders = _subfolders(root, fence)
     if not folders:
         raise InvalidInputError(f"data folder {str(root)!r} has no class folders; put images in <folder>/<class>/.")
     splits = {SPLIT_FOLDERS[name]: root / name for name in folders if name in SPLIT_FOLDERS}
-    nested = [name for name in folders if _subfolders(root / name)]
+    nested = [name for name in folders if _subfolders(root / name, fence)]
     if "train" not in splits and splits and len(nested) == len(folders):
         raise InvalidInputError(
             f"data folder {str(root)!r} has {', '.join(repr(name) for name in folders)}, all with folders "
             "inside, but no 'train'; rename the one with the training images to 'train'."
         )
     if "train" not in splits:
-        return _split_automatically(root)
+        return _split_automatically(root, fence)
     others = [name for name in folders if name not in SPLIT_FOLDERS]
     if others:
         raise InvalidInputError(
@@ -83,63 +106,77 @@ def list_folder(root: Path) -> Listing:
             f"data folder {str(root)!r} has a 'train' but no 'test' folder; add one, "
             f"or give {str(splits['train'])!r} to have it split automatically."
         )
-    return _from_split_folders(splits)
+    return _from_split_folders(splits, fence)
 
 
-def stratified_test_ids(ids: Sequence[str], labels: Sequence[int], n_test: int) -> set[str]:
-    """Choose `n_test` ids for testing, each class in proportion, the same ones every time.
+class _Fence:
+    """Keeps links inside a data folder."""
 
-    Within a class the ids are ordered by their SHA-256 digest, so the choice looks random and depends on nothing else.
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = os.path.realpath(root)
 
-    Parameters
-    ----------
-    ids : sequence of str
-        Unique ids.
-    labels : sequence of int
-        Class index per id.
-    n_test : int
-        How many to choose.
-
-    Returns
-    -------
-    set of str
-        The chosen ids. A class gives its share rounded down, and the largest remainders one more.
-    """
-    shares = {label: count * n_test / len(ids) for label, count in Counter(labels).items()}
-    quota = {label: int(share) for label, share in shares.items()}
-    by_remainder = sorted(shares, key=lambda label: (quota[label] - shares[label], label))
-    for label in by_remainder[: n_test - sum(quota.values())]:
-        quota[label] += 1
-    chosen: set[str] = set()
-    for name, label in sorted(zip(ids, labels, strict=True), key=lambda p: hashlib.sha256(p[0].encode()).digest()):
-        if quota[label] > 0:
-            quota[label] -= 1
-            chosen.add(name)
-    return chosen
+    def check(self, path: Path) -> None:
+        """Refuse a link that leads out of the folder, or a folder into itself."""
+        if not path.is_symlink():
+            return
+        target = os.path.realpath(path)
+        if os.path.commonpath([target, self._real]) != self._real:
+            raise InvalidInputError(
+                f"link {str(path)!r} leads to {target!r}, which is outside the data folder {str(self._root)!r}; put "
+                "the images themselves there."
+            )
+        if os.path.commonpath([target, os.path.realpath(path.parent)]) == target:
+            raise InvalidInputError(f"link {str(path)!r} leads to a folder that it lies in; remove it.")
 
 
-def _subfolders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+def _subfolders(root: Path, fence: _Fence) -> list[str]:
+    folders = [path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    for path in folders:
+        fence.check(path)
+    return sorted(path.name for path in folders)
 
 
-def _images(folder: Path) -> list[str]:
+def _class_folders(root: Path, fence: _Fence) -> tuple[str, ...]:
+    """Return the names of the folders in `root`, beside which there may be no image."""
+    folders = _subfolders(root, fence)
+    if not folders:
+        raise InvalidInputError(f"data folder {str(root)!r} has no class folders.")
+    stray = sorted(path.name for path in root.iterdir() if _is_image(path.name) and not path.is_dir())
+    if stray:
+        raise InvalidInputError(
+            f"image {stray[0]!r} lies beside the class folders of {str(root)!r} and so has no label"
+            f"{f', as do {len(stray) - 1} more' if len(stray) > 1 else ''}; move it into one of them."
+        )
+    return tuple(folders)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _images(folder: Path, fence: _Fence) -> list[str]:
     """Return the image files anywhere below `folder`, as sorted relative posix paths."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     found = []
-    for directory, subfolders, files in os.walk(folder, followlinks=True):
+    for directory, subfolders, files in os.walk(folder, followlinks=True, onerror=refuse):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        below = Path(directory).relative_to(folder)
-        found += [
-            (below / name).as_posix() for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
+        images = [name for name in files if _is_image(name)]
+        for name in (*subfolders, *images):
+            fence.check(Path(directory, name))
+        found += [(Path(directory) / name).relative_to(folder).as_posix() for name in images]
     return sorted(found)
 
 
-def _entries(root: Path, class_names: Sequence[str]) -> list[Entry]:
+def _entries(root: Path, class_names: Sequence[str], fence: _Fence) -> list[Entry]:
     entries = []
     for label, name in enumerate(class_names):
         if not (root / name).is_dir():
             continue
-        images = _images(root / name)
+        images = _images(root / name, fence)
         if not images:
             raise InvalidInputError(
                 f"class folder {str(root / name)!r} holds no images; endings read are {', '.join(SUFFIXES)}."
@@ -148,24 +185,19 @@ def _entries(root: Path, class_names: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def _from_split_folders(splits: dict[str, Path]) -> Listing:
-    class_names = tuple(_subfolders(splits["train"]))
-    if not class_names:
-        raise InvalidInputError(f"data folder {str(splits['train'])!r} has no class folders.")
+def _from_split_folders(splits: dict[str, Path], fence: _Fence) -> Listing:
+    class_names = _class_folders(splits["train"], fence)
     for folder in splits.values():
-        unknown = [name for name in _subfolders(folder) if name not in class_names]
+        unknown = [name for name in _class_folders(folder, fence) if name not in class_names]
         if unknown:
             raise InvalidInputError(f"class {unknown[0]!r} of {str(folder)!r} has no folder of that name in 'train'.")
-    listing = Listing(class_names, {split: _entries(splits[split], class_names) for split in SPLITS if split in splits})
-    for split, entries in listing.splits.items():
-        if not entries:
-            raise InvalidInputError(f"data folder {str(splits[split])!r} has no class folders.")
-    return listing
+    entries = {split: _entries(splits[split], class_names, fence) for split in SPLITS if split in splits}
+    return Listing(class_names, entries)
 
 
-def _split_automatically(root: Path) -> Listing:
-    class_names = tuple(_subfolders(root))
-    entries = _entries(root, class_names)
+def _split_automatically(root: Path, fence: _Fence) -> Listing:
+    class_names = _class_folders(root, fence)
+    entries = _entries(root, class_names, fence)
     test: set[str] = set()
     for label, name in enumerate(class_names):
         ids = [entry.id for entry in entries if entry.label == label]
@@ -186,27 +218,41 @@ def _split_automatically(root: Path) -> Listing:
 
 def _from_lists(root: Path) -> Listing:
     splits = {split: _read_list(root, name) for split, name in VTAB_LISTS.items() if (root / name).is_file()}
-    if "test" not in splits:
-        raise InvalidInputError(f"data folder {str(root)!r} has {VTAB_LISTS['train']} but no {VTAB_LISTS['test']}.")
-    n_classes = 1 + max(entry.label for entries in splits.values() for entry in entries)
-    return Listing(tuple(str(label) for label in range(n_classes)), splits)
+    if "train" not in splits and "val" in splits:
+        splits = {"train": _read_list(root, VTAB_TRAIN_ONLY) + splits["val"], **splits}
+    for split in ("train", "test"):
+        if split not in splits:
+            raise InvalidInputError(f"data folder {str(root)!r} has list files but no {VTAB_LISTS[split]}.")
+    names = numbered_classes(max(entry.label for entries in splits.values() for entry in entries), f"of {str(root)!r}")
+    return Listing(names, splits, prescribed=True)
 
 
 def _read_list(root: Path, name: str) -> list[Entry]:
+    try:
+        lines = (root / name).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"list file {str(root / name)!r} is not text in UTF-8.") from error
+    fence = os.path.realpath(root)
+    real = functools.cache(os.path.realpath)
     entries = []
-    for number, line in enumerate((root / name).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"line {number} of {str(root / name)!r}"
         path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdigit():
+        if not path or not re.fullmatch(r"[0-9]{1,9}", label):
             raise InvalidInputError(f"{where} is {line.strip()!r} instead of an image path and a class number.")
         relative = PurePosixPath(path.strip())
         if relative.is_absolute() or ".." in relative.parts:
             raise InvalidInputError(f"{where} names {path!r}, which is outside the data folder.")
-        if not (root / relative).is_file():
+        image = root / relative
+        # Few folders hold many images, so that asking for the folder's real place is what is cheap.
+        place = os.path.realpath(image) if image.is_symlink() else real(image.parent)
+        if os.path.commonpath([place, fence]) != fence:
+            raise InvalidInputError(f"{where} names {path!r}, a link that leads to {place!r}, outside the data folder.")
+        if not image.is_file():
             raise InvalidInputError(f"{where} names {path!r}, which does not exist.")
-        entries.append(Entry(str(relative), int(label), root / relative))
+        entries.append(Entry(str(relative), int(label), image))
     if not entries:
         raise InvalidInputError(f"list file {str(root / name)!r} is empty.")
     return entries

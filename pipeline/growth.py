@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,20 @@ from numpy.typing import NDArray
 from pipeline.datasets import ImageData, ImageSplit
 from store.activations import ActivationStore
 from store.errors import InvalidInputError
-from store.layout import ChunkRef, norms_key, record_key, row_checksums_key
+from store.layout import ChunkRef, Layer, Split, norms_key, record_key, row_checksums_key
 from store.local import LocalObjects
 from store.records import encode_record
 from store.spec import ExtractionSpec, Manifest
+
+
+class Laid(Protocol):
+    """A store, or one that is only planned: its layers and splits by name."""
+
+    @property
+    def layers(self) -> dict[str, Layer]: ...
+
+    @property
+    def splits(self) -> dict[str, Split]: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ class Parent:
         """Return samples per block by split, which the grown store must share."""
         return {s.name: s.block_samples for s in self.store.splits.values()}
 
-    def known(self, child: ActivationStore, manifest: Manifest, split: str, block: int) -> NDArray[np.int64]:
+    def known(self, child: Laid, manifest: Manifest, split: str, block: int) -> NDArray[np.int64]:
         """Return where in the parent's split each sample of a block has committed values; −1 where it has none."""
         start, stop = child.splits[split].block_range(block)
         found = np.full(stop - start, -1, np.int64)
@@ -121,7 +131,7 @@ class Parent:
                 found[number] = position
         return found
 
-    def same_block(self, child: ActivationStore, split: str, block: int, known: NDArray[np.int64]) -> bool:
+    def same_block(self, child: Laid, split: str, block: int, known: NDArray[np.int64]) -> bool:
         """Return whether a block is, sample by sample and chunk by chunk, the parent's block of the same number."""
         old, new = self.store.splits.get(split), child.splits[split]
         if old is None or block >= old.n_blocks or old.block_samples != new.block_samples:

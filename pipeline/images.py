@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import stat
 import struct
+import warnings
 import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,43 +20,86 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from store.errors import InvalidInputError
 
+# `decode` refuses by the same limit, and says so in a sentence.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.Image")
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# Whatever the parsers of the many formats trip over in damaged files.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 class ImageSource(Protocol):
-    """Where one image comes from."""
+    """Where one image comes from; what is wrong with it is an `InvalidInputError` whose text is a clause."""
 
     def digest(self) -> str:
         """Return the SHA-256 hex digest of the content."""
 
-    def read(self) -> tuple[str, Image.Image]:
-        """Return the digest and the RGB image from one reading; raise `InvalidInputError` saying what is wrong."""
+    def read(self) -> Image.Image:
+        """Return the image in RGB."""
+
+    def check(self, known: Container[str]) -> str:
+        """Return the digest from one reading, having decoded the image unless its digest is among the known ones."""
 
 
-@dataclass(frozen=True)
-class FileImage:
-    """An image file; its digest is that of the file's bytes."""
+class EncodedImage(ABC):
+    """An image in a file format, wherever its bytes are; its digest is that of the bytes."""
 
-    path: Path
+    __slots__ = ()
+
+    @abstractmethod
+    def content(self) -> bytes:
+        """Return all bytes."""
 
     def digest(self) -> str:
-        return hashlib.sha256(self._bytes()).hexdigest()
+        return hashlib.sha256(self.content()).hexdigest()
 
-    def read(self) -> tuple[str, Image.Image]:
-        content = self._bytes()
-        return hashlib.sha256(content).hexdigest(), decode(content)
+    def read(self) -> Image.Image:
+        return decode(self.content())
 
-    def _bytes(self) -> bytes:
+    def check(self, known: Container[str]) -> str:
+        content = self.content()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in known:
+            decode(content)
+        return digest
+
+
+@dataclass(frozen=True, slots=True)
+class FileImage(EncodedImage):
+    """An image file, or `size` bytes from `offset` on in a file that holds many."""
+
+    path: Path
+    offset: int = 0
+    size: int | None = None
+
+    def content(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            # A pipe or a device would be waited for without end.
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise InvalidInputError("is not a regular file")
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(-1 if self.size is None else self.size)
         except OSError as error:
             raise InvalidInputError(f"cannot be read: {error.strerror or error}") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ArrayImage:
     """An image in memory: uint8, shape (height, width), (height, width, 1) or (height, width, 3)."""
 
@@ -62,9 +109,12 @@ class ArrayImage:
         header = f"{self.pixels.shape}".encode()
         return hashlib.sha256(header + np.ascontiguousarray(self.pixels).tobytes()).hexdigest()
 
-    def read(self) -> tuple[str, Image.Image]:
+    def read(self) -> Image.Image:
         pixels = self.pixels[:, :, 0] if self.pixels.ndim == 3 and self.pixels.shape[2] == 1 else self.pixels
-        return self.digest(), Image.fromarray(pixels).convert("RGB")
+        return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+    def check(self, known: Container[str]) -> str:
+        return self.digest()
 
 
 def decode(content: bytes) -> Image.Image:

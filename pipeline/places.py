@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from timm.layers.drop import DropPath
 from torch import nn
 
-from pipeline.presets import LOGITS, PRE_LOGITS, Anatomy, block_values, head2toe_values
+from pipeline.presets import INPUT, LOGITS, PRE_LOGITS, Anatomy, block_values, head2toe_values
 from pipeline.probing import Call, Value
 from store.errors import InvalidInputError, suggest
 from store.spec import TapSpec
 
-PRESETS = ("head2toe", "blocks", "embedding", "logits")
+PRESETS = ("head2toe", "blocks", "embedding", "logits", INPUT)
 
 _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, nn.Sequential, nn.ModuleList, nn.Flatten)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A tap, the key of the value it holds, and when in the forward pass it is captured."""
+    """A tap and when in the forward pass it is captured."""
 
-    key: Hashable
     when: int
     tap: TapSpec
 
@@ -75,6 +74,10 @@ class Places:
             raise InvalidInputError(f"module {name!r} {how} and cannot be captured; tap the module around it.")
         return calls[0]
 
+    def key(self, tap: TapSpec) -> Hashable:
+        """Return a key that is the same for all taps that hold the same tensor."""
+        return self._anatomy.canonical(self.usable(self.single_call(tap.module), tap.point))
+
     def usable(self, call: Call, point: str) -> Value:
         """Return what `call` reads or gives; raise `InvalidInputError` if no features can be made of it."""
         value = call.input if point == "input" else call.output
@@ -92,7 +95,7 @@ class Places:
     def _preset(self, preset: str) -> Iterator[Place]:
         embedding, logits = self._ends()
         if preset == "head2toe":
-            ends = {place.key for place in (*embedding, *logits)}
+            ends = {self.key(place.tap) for place in (*embedding, *logits)}
             for value in head2toe_values(self._anatomy):
                 if self._anatomy.canonical(value) not in ends:
                     yield from self._holding(value)
@@ -102,6 +105,8 @@ class Places:
             if not found:
                 raise InvalidInputError("preset 'blocks' finds no residual blocks or stages; give module names.")
             yield from found
+        elif preset == INPUT:
+            yield self._at(self._calls[""][0], "input", INPUT)
         else:
             places = embedding if preset == "embedding" else logits
             if not places:
@@ -112,6 +117,11 @@ class Places:
         """Return the places of the embedding and of the logits; a model without classifier gives no logits."""
         whole = self._calls[""][0]
         heads = [call for call in self._anatomy.classifiers if call.input is not None and call.input.obstacle is None]
+        if not heads and getattr(self._anatomy.model, "num_classes", 0):
+            raise InvalidInputError(
+                f"{type(self._anatomy.model).__name__} has a classifier that timm does not name, so that its embedding "
+                f"and logits cannot be told apart; give module names instead of presets."
+            )
         if not heads or isinstance(heads[0].module, nn.Identity):
             return ([self._at(whole, "output", PRE_LOGITS)] if whole.output is not None else []), []
         embedding = [self._at(heads[0], "input", PRE_LOGITS)]
@@ -153,7 +163,7 @@ class Places:
             raise refusals[0]
 
     def _at(self, call: Call, point: str, name: str | None = None) -> Place:
-        value = self.usable(call, point)
+        self.usable(call, point)
         when = call.finished if point == "output" else call.started
         label = name or (call.name if point == "output" else f"{call.name}.input")
         if name is None and label in (PRE_LOGITS, LOGITS):
@@ -161,7 +171,7 @@ class Places:
         tap = TapSpec.model_validate(
             {"name": re.sub(r"[^A-Za-z0-9._-]", "_", label), "module": call.name, "point": point}
         )
-        return Place(self._anatomy.canonical(value), when, tap)
+        return Place(when, tap)
 
 
 def is_glob(pattern: str) -> bool:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.compute import Progress
-from pipeline.datasets import ImageData, find_bad_images, load_data
+from pipeline.datasets import ImageData, LibraryOptions, load_data
 from pipeline.growth import Parent
+from pipeline.intake import OnBadImage, describe_skipped, known_digests, take_in
 from pipeline.pooling import ClsToken
+from pipeline.preprocessing import DEFAULT_PRESET, describe
+from pipeline.settings import Autocast
 from pipeline.taps import PlannedLayer, plan_layers, resolve_taps
 from store.activations import open_store
-from store.errors import InvalidInputError
-from store.local import LocalObjects
-from store.objects import join, open_objects
+from store.objects import join
 from store.spec import DataSpec, DTypeName, ExtractionSpec, Frozen, Manifest, PoolingSpec, fingerprint
-
-DEFAULT_BATCH_SIZE = 64
-MOST_NAMED = 20
 
 
 class ExtractionParameters(Frozen):
@@ -34,7 +30,18 @@ class ExtractionParameters(Frozen):
     backbone : str
         timm model name, optionally with a weights tag.
     data : str
-        ``digits``, or a folder of images.
+        ``digits``, a folder of images, an ``.npz`` file, or a name such as ``torch/cifar10``; see
+        `pipeline.datasets.load_data`.
+    data_root : str, optional
+        Where the data of a library's name is, or is kept once fetched.
+    download : bool
+        Whether torchvision may fetch data that is not there.
+    splits : dict of str to str, optional
+        The library's split for ``train``, ``test`` and ``val``.
+    input_key, target_key : str, optional
+        Column or part that holds the image, and the label, in data of Hugging Face and WebDataset.
+    on_bad_image : str
+        ``stop`` with the list of images that cannot be used, or ``skip`` them.
     weights : str
         ``pretrained``, a checkpoint file, or ``random:SEED``.
     taps : tuple of str
@@ -49,18 +56,42 @@ class ExtractionParameters(Frozen):
         Type of the stored values.
     image_size : int, optional
         Height and width in pixels; the backbone's own if not given.
-    batch_size : int
-        Images per forward pass; a resumed store keeps the one it was begun with, so that its bytes stay the same.
+    preprocessing : str
+        What to start from: ``timm``, the backbone's own, or ``vtab``, a plain resize to values in [−1, 1].
+    interpolation, crop_mode, crop_pct, mean, std : optional
+        Taking the place of what `preprocessing` says; see `pipeline.preprocessing.resolve_preprocessing`.
+    batch_size : int, optional
+        Images per forward pass; found by trying on a GPU, 16 on the CPU. Halved if memory does not suffice. As the
+        next three, it changes values in the last digits only and is no part of the store's identity; a store that is
+        resumed or grown from keeps what it was begun with.
+    autocast : str
+        Type of the backbone's products: ``none`` (float32), ``bf16``, ``fp16``, or ``auto``, which is ``fp16`` on a
+        GPU if float16 is stored, else ``none``.
+    channels_last : bool
+        Whether maps lie in memory with their channels side by side, which convolutions like better.
+    compile : bool
+        Whether the backbone is compiled, which takes minutes at first.
+    workers : int, optional
+        Threads that read images; as many as there are cores if not given.
     block_size : int, optional
         Samples per committed block at most.
     device : str
-        ``auto``, ``cpu``, ``cuda`` or any other torch device.
+        ``auto``, ``cpu``, ``cuda`` or any other torch device; several, separated by commas, work at once in processes
+        of their own, as all GPUs do with ``auto``.
+    dask_address : str, optional
+        Scheduler of a running Dask cluster whose workers do the work, each with the device that `device` means there.
     extend : str, optional
         A store of fewer of these images, made with the same backbone and taps: what has not changed is taken over.
     """
 
     backbone: str
     data: str
+    data_root: str | None = None
+    download: bool = False
+    splits: dict[str, str] | None = None
+    input_key: str | None = None
+    target_key: str | None = None
+    on_bad_image: OnBadImage = "stop"
     weights: str = "pretrained"
     taps: tuple[str, ...] = ("head2toe",)
     exclude: tuple[str, ...] = ()
@@ -68,10 +99,25 @@ class ExtractionParameters(Frozen):
     cls_token: ClsToken = "pooled"
     dtype: DTypeName = "float16"
     image_size: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = DEFAULT_BATCH_SIZE
+    preprocessing: str = DEFAULT_PRESET
+    interpolation: str | None = None
+    crop_mode: str | None = None
+    crop_pct: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    autocast: Literal["auto"] | Autocast = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    workers: Annotated[int, Field(ge=1)] | None = None
     block_size: Annotated[int, Field(ge=1)] | None = None
     device: str = "auto"
+    dask_address: str | None = None
     extend: str | None = None
+
+    def library_options(self) -> LibraryOptions:
+        """Return what a library needs to know besides the name of the data."""
+        return LibraryOptions(self.data_root, self.download, self.splits, self.input_key, self.target_key)
 
 
 @dataclass(frozen=True)
@@ -94,6 +140,8 @@ class Plan:
         Where the store will be.
     parent : Parent, optional
         The store it grows from.
+    skipped : dict of str to dict of str to str
+        Id and reason of each bad image that is left out, by split.
     """
 
     backbone: Backbone
@@ -103,6 +151,13 @@ class Plan:
     spec: ExtractionSpec
     uri: str
     parent: Parent | None = None
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the images: what becomes of them, how they were split, what was left out."""
+        made = f"preprocessing is a {describe(self.backbone.preprocessing)}."
+        return tuple(filter(None, (made, self.data.note and f"{self.data.note}.", describe_skipped(self.skipped))))
 
     @property
     def n_features(self) -> int:
@@ -116,8 +171,10 @@ class Plan:
         return n * self.n_features * np.dtype(self.spec.dtype).itemsize
 
 
-def plan_extraction(parameters: ExtractionParameters, root: str, progress: Progress | None = None) -> Plan:
-    """Load the backbone, look at the data, and resolve everything that identifies the extraction.
+def plan_extraction(
+    parameters: ExtractionParameters, root: str, progress: Progress | None = None, data: ImageData | None = None
+) -> Plan:
+    """Load the backbone, look at every image, and resolve everything that identifies the extraction.
 
     Parameters
     ----------
@@ -127,29 +184,40 @@ def plan_extraction(parameters: ExtractionParameters, root: str, progress: Progr
         Folder or URL under which stores lie.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
+    data : ImageData, optional
+        Images in place of those that `parameters.data` names, such as `pipeline.datasets.from_arrays` gives.
 
     Raises
     ------
     InvalidInputError
         If a name is unknown, a pattern matches nothing, or data cannot be used.
     """
-    data = load_data(parameters.data)
+    if data is None:
+        data = load_data(parameters.data, parameters.library_options())
     parent = None
     if parameters.extend is not None:
         parent = Parent.of(open_store(parameters.extend, allow_incomplete=True))
         data = parent.order(data)
-    size = parameters.image_size
-    backbone = load_backbone(parameters.backbone, parameters.weights, input_size=size)
-    taps = resolve_taps(backbone.model, parameters.taps, parameters.exclude)
+    backbone = load_backbone(
+        parameters.backbone,
+        parameters.weights,
+        input_size=parameters.image_size,
+        preset=parameters.preprocessing,
+        interpolation=parameters.interpolation,
+        crop_mode=parameters.crop_mode,
+        crop_pct=parameters.crop_pct,
+        mean=parameters.mean,
+        std=parameters.std,
+    )
+    input_size = backbone.preprocessing.input_size
+    taps = resolve_taps(backbone.model, parameters.taps, parameters.exclude, input_size)
     pooling = PoolingSpec(target_sizes=parameters.target_sizes, cls_token=parameters.cls_token)
-    layers = plan_layers(backbone.model, taps, pooling, backbone.preprocessing.input_size)
-    manifests = {}
-    for number, (name, split) in enumerate(data.splits.items()):
-        if progress:
-            progress("reading the data's manifest", number, len(data.splits))
-        manifests[name] = split.manifest()
-    if progress:
-        progress("reading the data's manifest", len(data.splits), len(data.splits))
+    layers = plan_layers(backbone.model, taps, pooling, input_size)
+    known = known_digests(root, data.class_names)
+    if parent is not None:
+        known.update(digest for samples in parent.content.values() for _, digest in samples)
+    intake = take_in(data, parameters.on_bad_image, known, progress)
+    data, manifests = intake.data, intake.manifests
     spec = ExtractionSpec(
         backbone=backbone.spec,
         preprocessing=backbone.preprocessing,
@@ -161,46 +229,5 @@ def plan_extraction(parameters: ExtractionParameters, root: str, progress: Progr
     if parent is not None:
         parent.check(spec)
         parent.check_samples(manifests)
-    return Plan(backbone, data, layers, manifests, spec, join(root, f"{fingerprint(spec)}.zarr"), parent)
-
-
-def check_images(data: ImageData) -> None:
-    """Decode every image once, so that no store is begun of data that cannot be finished."""
-    bad = [f"{split}/{name} ({why})" for split, images in data.splits.items() for name, why in find_bad_images(images)]
-    if bad:
-        more = f" and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
-        raise InvalidInputError(
-            f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be used: {', '.join(bad[:MOST_NAMED])}{more}; "
-            "repair or remove them and run the same command again."
-        )
-
-
-def check_space(plan: Plan) -> None:
-    """Refuse a place that cannot be written to or is too small for the store.
-
-    Raises
-    ------
-    InvalidInputError
-        If so.
-    """
-    objects = open_objects(plan.uri)
-    if not isinstance(objects, LocalObjects):
-        return
-    place = objects.root.absolute().parent
-    occupied = next((p for p in [place, *place.parents] if p.exists() and not p.is_dir()), None)
-    if occupied is not None:
-        raise InvalidInputError(f"cannot write to {str(occupied)!r}: it is a file; choose a folder as the root.")
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        # Permission bits do not tell of read-only file systems, nor of the superuser's rights.
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        raise InvalidInputError(
-            f"cannot write to {str(place)!r}: {(error.strerror or str(error)).lower()}; choose a root that is writable."
-        ) from error
-    free = shutil.disk_usage(place).free
-    if plan.n_bytes > free:
-        raise InvalidInputError(
-            f"the store needs {plan.n_bytes / 1e9:.1f} GB but {str(place)!r} has {free / 1e9:.1f} GB free; "
-            "choose another root, fewer taps or a smaller target size."
-        )
+    uri = join(root, f"{fingerprint(spec)}.zarr")
+    return Plan(backbone, data, layers, manifests, spec, uri, parent, intake.skipped)

@@ -30,6 +30,7 @@ from pipeline.probing import Call, Value
 
 PRE_LOGITS = "pre_logits"
 LOGITS = "logits"
+INPUT = "input"
 
 _ATTENTION = re.compile(r"Attention|Attn|MHSA|SHSA|SHMA|XCA|GPSA|LiteMLA|FocalModulation|HSMSSD|LSTM2d")
 _MLP = re.compile(r"Mlp|FFN|SwiGLU")
@@ -93,6 +94,8 @@ class Anatomy:
     def _units(self) -> Iterator[tuple[Kind, Call]]:
         named = [call for call in self.calls if call.name]
         mlps = [call for call in named if _is_mlp(call.module) and call.input is not None and call.input.rows_per_image]
+        # A network over tokens of one number each, which any norm makes constant, is part of a gate over positions.
+        mlps = [call for call in mlps if call.input is not None and call.input.shape[1:] != (1,)]
         attentions = [
             call for call in named if _is_attention(call.module) and not any(_encloses(call, mlp) for mlp in mlps)
         ]
@@ -115,11 +118,14 @@ class Anatomy:
 
     @cached_property
     def classifiers(self) -> list[Call]:
-        """Calls of the classification layers, as far as timm knows them."""
+        """Calls of the classification layers timm names; of a head that pools first, of its linear layers."""
         get = getattr(self.model, "get_classifier", None)
         found = get() if callable(get) else None
-        layers = found if isinstance(found, tuple | list) else [found]
-        return [call for call in self.calls if any(call.module is layer for layer in layers)]
+        layers = found if isinstance(found, tuple | list | nn.ModuleList) else [found]
+        calls = [call for call in self.calls if any(call.module is layer for layer in layers)]
+        pooling = [call for call in calls if call.input is not None and call.input.is_map]
+        linear = [c for call in pooling for c in self.inside(call) if isinstance(c.module, nn.Linear)]
+        return [call for call in calls if call not in pooling] + linear
 
     @cached_property
     def last_map(self) -> Call | None:

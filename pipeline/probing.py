@@ -15,9 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from store.errors import InvalidInputError
+
+_COPYING = (torch.ops.aten.clone.default, torch.ops.aten.constant_pad_nd.default, torch.ops.aten.mean.dim)
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Value:
     Attributes
     ----------
     key : hashable
-        Equal for two tensors that hold the same numbers: the same storage at the same moment, seen whole. A permuted
-        or reshaped view has the key of its base.
+        Equal for two tensors that hold the same numbers: the same storage at the same moment, seen whole, or a copy
+        of it. A permuted or reshaped view has the key of its base.
     shape : tuple of int
         Shape without the leading dimension.
     rows : int
@@ -166,7 +169,7 @@ def _record(model: nn.Module, size: tuple[int, int, int], batch_size: int) -> li
     recorder = _Recorder()
     handles = recorder.attach(model)
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), torch.device("meta"), recorder.copies:
             model(torch.empty(batch_size, *size, dtype=dtype))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -181,12 +184,41 @@ def _record(model: nn.Module, size: tuple[int, int, int], batch_size: int) -> li
     return sorted(recorder.calls, key=lambda call: call.started)
 
 
+class _Copies(TorchDispatchMode):
+    """Keys of tensors: the same for a tensor, its views and its copies, such as a map made contiguous or padded by 0.
+
+    Tensors stay alive until the end so that no storage address is reused.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._originals: dict[Hashable, Hashable] = {}
+        self._alive: list[Tensor] = []
+
+    def key(self, tensor: Tensor) -> Hashable:
+        self._alive.append(tensor)
+        key = (tensor.untyped_storage()._cdata, tensor._version, tensor.storage_offset(), tensor.numel())
+        return self._originals.get(key, key)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _COPYING:
+            source = args[0]
+            # A mean over one position copies, too; windows moved into the batch dimension are no image's whole.
+            same_images = source.ndim > 0 and result.ndim > 0 and len(source) == len(result)
+            if same_images and source.numel() == result.numel() and source.dtype == result.dtype:
+                self._originals[self.key(result)] = self.key(source)
+        return result
+
+
 class _Recorder:
-    """Hooks that note every call. Tensors stay alive until the end so that no storage address is reused."""
+    """Hooks that note every call."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._alive: list[Tensor] = []
+        self.copies = _Copies()
         self._open: list[tuple[int, Value | None]] = []
         self._clock = 0
 
@@ -213,9 +245,8 @@ class _Recorder:
     def _value(self, tensor: Tensor | None) -> Value | None:
         if tensor is None or tensor.ndim == 0:
             return None
-        self._alive.append(tensor)
         return Value(
-            key=(tensor.untyped_storage()._cdata, tensor._version, tensor.storage_offset(), tensor.numel()),
+            key=self.copies.key(tensor),
             shape=tuple(tensor.shape[1:]),
             rows=tensor.shape[0],
             rows_per_image=0,

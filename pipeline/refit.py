@@ -14,9 +14,10 @@ from pydantic import Field
 from scipy.optimize import OptimizeResult, minimize
 
 from pipeline.compute import torch_threads
-from pipeline.normalization import Normalization, inverse, renormalize
+from pipeline.normalization import NORMALIZATIONS, inverse, renormalize
 from pipeline.statistics import compute_statistics
 from store.activations import ActivationStore
+from store.errors import InvalidInputError, suggest
 from store.results import Result, find_result, write_result
 from store.spec import Frozen
 
@@ -83,7 +84,7 @@ def refit(
     indices: NDArray[np.int64],
     *,
     features: Mapping[str, Any],
-    normalization: Normalization,
+    normalization: str,
     parameters: RefitParameters | None = None,
     train: str = "train",
 ) -> Head:
@@ -99,7 +100,8 @@ def refit(
     indices : ndarray of int64, shape (m,)
         Global indices of the columns.
     features : mapping
-        What the columns are, for lineage, such as ``{"selection": digest}``; part of the head's identity.
+        What the columns are, for lineage, such as ``{"selection": digest}``, with ``"store": fingerprint`` if the
+        selection is another store's; part of the head's identity.
     normalization : {"unit_norm", "standardize", "none"}
         What the head sees.
     parameters : RefitParameters, optional
@@ -111,7 +113,14 @@ def refit(
     -------
     Head
         As now stored beside the activations.
+
+    Raises
+    ------
+    InvalidInputError
+        If the normalization is unknown or there is no such split.
     """
+    if normalization not in NORMALIZATIONS:
+        raise InvalidInputError(f"normalization={normalization!r} is unknown; {suggest(normalization, NORMALIZATIONS)}")
     parameters = parameters or RefitParameters()
     inputs = {
         "features": dict(features),
@@ -272,7 +281,7 @@ def _holdout(y: NDArray[np.int64], parameters: RefitParameters) -> NDArray[np.bo
 
 
 def _normalizer(
-    store: ActivationStore, indices: NDArray[np.int64], normalization: Normalization, train: str
+    store: ActivationStore, indices: NDArray[np.int64], normalization: str, train: str
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     if normalization == "standardize":
         moments = compute_statistics(store, train)

@@ -1,21 +1,25 @@
-"""Standardisation statistics: mean and variance per feature over the training samples, in one Dask pass."""
+"""Statistics per feature over the training samples, in one Dask pass: moments, range and share of zeros."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.compute import Progress, map_tasks, scratch
+from pipeline.compute import Progress, scratch, workers
+from pipeline.joined_store import JoinedStore
 from store.activations import ActivationStore
-from store.layout import ChunkRef
+from store.layout import ChunkRef, Split
 from store.results import Result, find_result, write_result
 
 Stripe = tuple[str, int]
 """A layer's name and the number of a chunk along its features: the unit of work of a pass."""
+ARRAYS = ("mean", "m2", "minimum", "maximum", "zeros")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Moments:
         Sum of squared deviations from the mean; exactly 0 for a constant feature.
     minimum, maximum : ndarray of float32, shape (feature,)
         Range.
+    zeros : ndarray of int64, shape (feature,)
+        Samples whose value is exactly 0.
     """
 
     count: int
@@ -39,6 +45,7 @@ class Moments:
     m2: NDArray[np.float64]
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]
+    zeros: NDArray[np.int64]
 
     @property
     def std(self) -> NDArray[np.float64]:
@@ -50,14 +57,20 @@ class Moments:
         """Features with one value only; standardising makes them 0, and they are never selected."""
         return self.minimum == self.maximum
 
+    @property
+    def zero_share(self) -> NDArray[np.float64]:
+        """Share of samples whose value is exactly 0, as after a ReLU."""
+        return self.zeros / self.count
+
 
 def block_moments(x: torch.Tensor) -> Moments:
     """Return the moments of one block of float32 values, shape (feature, sample), and centre it in place."""
     n_features, n = x.shape
     mean, m2 = np.empty(n_features), np.empty(n_features)
     low, high = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
-    _centre_rows(x.numpy(), mean, m2, low, high)
-    return Moments(n, mean, m2, low, high)
+    zeros = np.empty(n_features, np.int64)
+    _centre_rows(x.numpy(), mean, m2, low, high, zeros)
+    return Moments(n, mean, m2, low, high, zeros)
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "nnan"})
@@ -67,14 +80,16 @@ def _centre_rows(
     m2: NDArray[np.float64],
     low: NDArray[np.float32],
     high: NDArray[np.float32],
+    zeros: NDArray[np.int64],
 ) -> None:
     """Measure and centre row by row: a row stays in the first-level cache between its two loops."""
     n = x.shape[1]
     for j in range(x.shape[0]):
         row = x[j]
-        total, least, most = 0.0, row[0], row[0]
+        total, least, most, none = 0.0, row[0], row[0], np.int32(0)
         for i in range(n):
             total += row[i]
+            none += np.int32(row[i] == 0)
             least, most = min(least, row[i]), max(most, row[i])
         # A constant row is exactly zero after centring, whatever the rounding of its sum.
         centre = total / n if least < most else np.float64(least)
@@ -83,7 +98,7 @@ def _centre_rows(
             deviation = row[i] - centre
             squares += deviation * deviation
             row[i] = np.float32(deviation)
-        mean[j], m2[j], low[j], high[j] = centre, squares, least, most
+        mean[j], m2[j], low[j], high[j], zeros[j] = centre, squares, least, most, none
 
 
 def merge(a: Moments | None, b: Moments) -> Moments:
@@ -100,18 +115,13 @@ def merge(a: Moments | None, b: Moments) -> Moments:
     delta = b.mean - a.mean
     low, high = np.minimum(a.minimum, b.minimum), np.maximum(a.maximum, b.maximum)
     m2 = np.where(low == high, 0.0, a.m2 + b.m2 + delta**2 * (a.count * b.count / n))
-    return Moments(n, a.mean + delta * (b.count / n), m2, low, high)
+    return Moments(n, a.mean + delta * (b.count / n), m2, low, high, a.zeros + b.zeros)
 
 
-def concatenate(parts: list[Moments]) -> Moments:
+def concatenate(parts: Sequence[Moments]) -> Moments:
     """Join the moments of consecutive features over the same samples."""
-    return Moments(
-        parts[0].count,
-        np.concatenate([p.mean for p in parts]),
-        np.concatenate([p.m2 for p in parts]),
-        np.concatenate([p.minimum for p in parts]),
-        np.concatenate([p.maximum for p in parts]),
-    )
+    arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS)
+    return Moments(parts[0].count, *arrays)
 
 
 def stripes(store: ActivationStore) -> list[Stripe]:
@@ -129,17 +139,25 @@ def read_wide(store: ActivationStore, ref: ChunkRef) -> torch.Tensor:
     return wide.copy_(torch.from_numpy(values))
 
 
-def compute_statistics(store: ActivationStore, split: str = "train", progress: Progress | None = None) -> Moments:
+def compute_statistics(
+    store: ActivationStore,
+    split: str = "train",
+    progress: Progress | None = None,
+    *,
+    dask_address: str | None = None,
+) -> Moments:
     """Return the statistics of a split, from the store if they are there, else by one pass that stores them.
 
     Parameters
     ----------
     store : ActivationStore
-        A complete store.
+        A complete store; of a joined one each part keeps its own.
     split : str
         The samples to use; statistics for a head must come from training samples alone.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
+    dask_address : str, optional
+        A running Dask scheduler, whose workers do the pass; threads of this process otherwise.
 
     Returns
     -------
@@ -150,35 +168,58 @@ def compute_statistics(store: ActivationStore, split: str = "train", progress: P
     ------
     DamagedStoreError
         If a chunk is not what was committed.
+    InvalidInputError
+        If there is no such split, or no such scheduler.
+    ClusterError
+        If the cluster fails.
     """
+    if isinstance(store, JoinedStore):
+        return concatenate(
+            [compute_statistics(one, split, progress, dask_address=dask_address) for one in store.stores]
+        )
+    chosen = store.split(split)
     found = find_statistics(store, split)
     if found is not None:
         return found
-    blocks = range(store.split(split).n_blocks)
-
-    def work(stripe: Stripe) -> Moments:
-        total: Moments | None = None
-        for block in blocks:
-            total = merge(total, block_moments(read_wide(store, ChunkRef(split, *stripe, block))))
-        assert total is not None
-        return total
-
-    moments = concatenate(map_tasks(work, stripes(store), stage="statistics", progress=progress))
+    with workers(dask_address) as pool:
+        parts = pool.map(_stripe_moments, store, chosen, stripes(store), stage="statistics", progress=progress)
+    moments = concatenate(parts)
     save_statistics(store, split, moments)
     return moments
 
 
+def _stripe_moments(store: ActivationStore, split: Split, stripe: Stripe) -> Moments:
+    total: Moments | None = None
+    for block in range(split.n_blocks):
+        total = merge(total, block_moments(read_wide(store, ChunkRef(split.name, *stripe, block))))
+    assert total is not None
+    return total
+
+
 def save_statistics(store: ActivationStore, split: str, moments: Moments) -> Result:
-    """Store the statistics of a split beside the activations."""
-    arrays = {k: (getattr(moments, k), ("feature",)) for k in ("mean", "m2", "minimum", "maximum")}
-    facts = {"count": moments.count, "constant_features": int(moments.constant.sum())}
-    return write_result(store, "statistics", {"split": split}, arrays, facts)
+    """Store the statistics of a split beside the activations, with a summary of every layer among the facts."""
+    arrays = {name: (getattr(moments, name), ("feature",)) for name in (*ARRAYS, "constant")}
+    constant, share = moments.constant, moments.zero_share
+    parts = {n: slice(a.offset, a.offset + a.n_features) for n, a in store.layers.items()}
+    layers = {
+        name: {
+            "features": part.stop - part.start,
+            "constant": int(constant[part].sum()),
+            "zero_share": round(float(share[part].mean()), 6),
+        }
+        for name, part in parts.items()
+    }
+    facts = {"count": moments.count, "constant_features": int(constant.sum()), "layers": layers}
+    return write_result(store, "statistics", _inputs(split), arrays, facts)
 
 
 def find_statistics(store: ActivationStore, split: str) -> Moments | None:
     """Return the stored statistics of a split, or None."""
-    result = find_result(store, "statistics", {"split": split})
+    result = find_result(store, "statistics", _inputs(split))
     if result is None:
         return None
-    a = result.arrays
-    return Moments(int(result.facts["count"]), a["mean"], a["m2"], a["minimum"], a["maximum"])
+    return Moments(int(result.facts["count"]), *(result.arrays[name] for name in ARRAYS))
+
+
+def _inputs(split: str) -> dict[str, Any]:
+    return {"split": split, "measures": list(ARRAYS)}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.compute import Progress, map_tasks
-from pipeline.group_lasso.source import FirstPass
+from pipeline.compute import Item, Progress, Shared, Threads, Value, Workers, n_cores, workers
+from pipeline.group_lasso.source import ColumnSource, FirstPass
+from pipeline.joined_source import JoinedSource
+from pipeline.joined_store import JoinedStore, join_stores
+from pipeline.memory import DEFAULT_MEMORY
 from pipeline.normalization import NORMALIZATIONS, Normalization, inverse
 from pipeline.statistics import (
     Moments,
@@ -24,12 +30,84 @@ from pipeline.statistics import (
 )
 from store.activations import ActivationStore
 from store.errors import InvalidInputError, suggest
-from store.layout import ChunkRef, locate
+from store.layout import ChunkRef, Split, locate
+
+_USUAL_OUTPUTS = 64
 
 
-class _Scanned(NamedTuple):
+@dataclass(frozen=True)
+class _Scan:
+    """What every task of a pass needs: the samples, their residuals, and what makes raw values normalised.
+
+    Attributes
+    ----------
+    split : Split
+        The samples.
+    weights : ndarray of float32, shape (K · L, n)
+        Residuals, K outputs at L penalties.
+    inverse_norms : ndarray of float32, shape (layer, n), or None
+        For ``unit_norm``.
+    """
+
+    split: Split
+    weights: NDArray[np.float32]
+    inverse_norms: NDArray[np.float32] | None
+
+    def read(self, store: ActivationStore, stripe: Stripe, block: int) -> torch.Tensor:
+        """Return a chunk's values, shape (feature, sample), to use before this thread reads the next one."""
+        x = read_wide(store, ChunkRef(self.split.name, *stripe, block))
+        if self.inverse_norms is not None:
+            row = list(store.layers).index(stripe[0])
+            x.mul_(torch.from_numpy(self.inverse_norms[row, slice(*self.split.block_range(block))]))
+        return x
+
+    def products(self, x: torch.Tensor, block: int) -> NDArray[np.float64]:
+        """Return X̃ᵀR over a block, shape (feature, K · L)."""
+        # A copy, since the last bits of a product depend on where in memory its factors begin.
+        own = torch.from_numpy(self.weights[:, slice(*self.split.block_range(block))]).clone(
+            memory_format=torch.contiguous_format
+        )
+        # With the few residuals on the left it takes a third of the time of the same product the other way round.
+        return (own @ x.T).numpy().T.astype(np.float64)
+
+
+class _Scored(NamedTuple):
     moments: Moments
-    products: NDArray[np.float64]
+    norms: NDArray[np.float64]
+
+
+class _Slice(NamedTuple):
+    """A stripe and the means of its features."""
+
+    stripe: Stripe
+    mean: NDArray[np.float32]
+
+
+def _score_and_measure(store: ActivationStore, scan: _Scan, stripe: Stripe) -> _Scored:
+    moments: Moments | None = None
+    products: NDArray[np.float64] | None = None
+    for block in range(scan.split.n_blocks):
+        x = scan.read(store, stripe, block)
+        part = block_moments(x)
+        own = scan.weights[:, slice(*scan.split.block_range(block))].sum(1, dtype=np.float64)
+        product = scan.products(x, block) + np.outer(part.mean, own)
+        moments = merge(moments, part)
+        products = product if products is None else products + product
+    assert moments is not None
+    assert products is not None
+    products -= np.outer(moments.mean, scan.weights.sum(1, dtype=np.float64))
+    return _Scored(moments, np.linalg.norm(products, axis=1))
+
+
+def _score(store: ActivationStore, shared: tuple[_Scan, int], part: _Slice) -> NDArray[np.float64]:
+    scan, n_penalties = shared
+    mean = torch.from_numpy(part.mean)[:, None]
+    total: NDArray[np.float64] | None = None
+    for block in range(scan.split.n_blocks):
+        product = scan.products(scan.read(store, part.stripe, block).sub_(mean), block)
+        total = product if total is None else total + product
+    assert total is not None
+    return np.linalg.norm(total.reshape(len(total), -1, n_penalties), axis=1)
 
 
 class StoreSource:
@@ -45,6 +123,8 @@ class StoreSource:
         The training samples.
     progress : callable, optional
         Called as ``progress(stage, done, total)`` during passes.
+    pool : Workers, optional
+        Who scans: the threads of this process, as many as it may use cores, if not given.
     """
 
     def __init__(
@@ -53,13 +133,15 @@ class StoreSource:
         normalization: Normalization,
         split: str = "train",
         progress: Progress | None = None,
+        pool: Workers | None = None,
     ) -> None:
         self.store = store
         self.normalization = normalization
         self.split = store.split(split)
         self.progress = progress
+        self.pool = pool or Threads(n_cores())
         self.passes = 0
-        self._bytes_at_start = store.reads.n_bytes
+        self.bytes_read = 0
         self._inverse_norms = inverse(store.norms(split)) if normalization == "unit_norm" else None
         self._rows = {name: row for row, name in enumerate(store.layers)}
         self._mean = np.zeros(store.n_features)
@@ -75,10 +157,9 @@ class StoreSource:
         """Number of features p."""
         return self.store.n_features
 
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of activations read so far."""
-        return self.store.reads.n_bytes - self._bytes_at_start
+    def scan_bytes(self, n_outputs: int) -> int:
+        """Return the bytes that a scan with so many residual columns needs in this process: none on a cluster."""
+        return self.pool.n_threads * thread_bytes(self.store, self.split, n_outputs)
 
     def first_pass(self, residual: NDArray[np.float64]) -> FirstPass:
         """Score every feature against one residual and measure the columns; keeps the split's statistics if new.
@@ -93,33 +174,15 @@ class StoreSource:
         FirstPass
             Scores and centred column norms of all p features.
         """
-        weights = torch.from_numpy(residual.astype(np.float32))
-
-        def work(stripe: Stripe) -> _Scanned:
-            moments: Moments | None = None
-            products: NDArray[np.float64] | None = None
-            for block in range(self.split.n_blocks):
-                x = self._read(stripe, block)
-                part = block_moments(x)
-                own = weights[slice(*self.split.block_range(block))]
-                product = (x @ own).double() + torch.from_numpy(part.mean)[:, None] * own.double().sum(0)
-                moments = merge(moments, part)
-                products = product.numpy() if products is None else products + product.numpy()
-            assert moments is not None
-            assert products is not None
-            return _Scanned(moments, products)
-
-        scanned = map_tasks(work, stripes(self.store), stage="pass 1 over all features", progress=self.progress)
-        self.passes += 1
-        moments = concatenate([s.moments for s in scanned])
+        scored = self._map(_score_and_measure, self._scan(residual), stripes(self.store))
+        moments = concatenate([s.moments for s in scored])
         self._mean = moments.mean
         if self.normalization == "standardize":
             self._scale = inverse(moments.std).astype(np.float64)
         if self.normalization != "unit_norm" and find_statistics(self.store, self.split.name) is None:
             save_statistics(self.store, self.split.name, moments)
-        total = weights.double().sum(0).numpy()
-        products = np.concatenate([s.products for s in scanned]) - self._mean[:, None] * total
-        return FirstPass(np.linalg.norm(products, axis=1) * self._scale, np.sqrt(moments.m2) * self._scale)
+        scores = np.concatenate([s.norms for s in scored])
+        return FirstPass(scores * self._scale, np.sqrt(moments.m2) * self._scale)
 
     def correlate(self, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
         """Score every feature against several residuals, in one pass.
@@ -134,24 +197,16 @@ class StoreSource:
         ndarray of float64, shape (p, L)
             Norms of the products, not divided by n.
         """
-        n, k, n_penalties = residuals.shape
-        weights = torch.from_numpy(residuals.reshape(n, k * n_penalties).astype(np.float32))
-        mean = torch.from_numpy(self._mean.astype(np.float32))
-
-        def work(stripe: Stripe) -> NDArray[np.float64]:
-            layer = self.store.layers[stripe[0]]
-            f0, f1 = (layer.offset + f for f in layer.chunk_range(stripe[1]))
-            total = torch.zeros((f1 - f0, k * n_penalties), dtype=torch.float64)
-            for block in range(self.split.n_blocks):
-                x = self._read(stripe, block).sub_(mean[f0:f1, None])
-                total += x @ weights[slice(*self.split.block_range(block))]
-            norms: NDArray[np.float64] = total.reshape(-1, k, n_penalties).norm(dim=1).numpy()
-            return norms
-
-        stage = f"pass {self.passes + 1} over all features"
-        norms = np.concatenate(map_tasks(work, stripes(self.store), stage=stage, progress=self.progress))
-        self.passes += 1
-        return norms * self._scale[:, None]
+        n, _, n_penalties = residuals.shape
+        mean = self._mean.astype(np.float32)
+        parts = []
+        for name, chunk in stripes(self.store):
+            layer = self.store.layers[name]
+            f0, f1 = (layer.offset + f for f in layer.chunk_range(chunk))
+            parts.append(_Slice((name, chunk), mean[f0:f1]))
+        norms = np.concatenate(self._map(_score, (self._scan(residuals.reshape(n, -1)), n_penalties), parts))
+        norms *= self._scale[:, None]
+        return norms
 
     def columns(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Fetch normalised columns, reading only their bytes.
@@ -166,7 +221,9 @@ class StoreSource:
         ndarray of float32, shape (n, m), Fortran order
             The columns in the order asked for.
         """
+        before = self.store.reads.n_bytes
         values = self.store.columns(self.split.name, indices)
+        self.bytes_read += self.store.reads.n_bytes - before
         if self._inverse_norms is not None:
             for layer, positions in locate(tuple(self.store.layers.values()), indices):
                 values[:, positions] *= self._inverse_norms[self._rows[layer.name]][:, None]
@@ -175,24 +232,73 @@ class StoreSource:
             values *= self._scale[indices].astype(np.float32)
         return values
 
-    def _read(self, stripe: Stripe, block: int) -> torch.Tensor:
-        x = read_wide(self.store, ChunkRef(self.split.name, *stripe, block))
-        if self._inverse_norms is not None:
-            own = self._inverse_norms[self._rows[stripe[0]], slice(*self.split.block_range(block))]
-            x.mul_(torch.from_numpy(own))
-        return x
+    def _scan(self, residuals: NDArray[np.float64]) -> _Scan:
+        return _Scan(self.split, np.ascontiguousarray(residuals.T, np.float32), self._inverse_norms)
+
+    def _map(
+        self,
+        function: Callable[[ActivationStore, Shared, Item], Value],
+        shared: Shared,
+        items: Sequence[Item],
+    ) -> list[Value]:
+        stage = f"pass {self.passes + 1} over all features"
+        found = self.pool.map(function, self.store, shared, items, stage=stage, progress=self.progress)
+        self.passes += 1
+        self.bytes_read += sum(self.store.chunk_bytes(ref) for ref in self.store.chunks(self.split.name))
+        return found
 
 
+def thread_bytes(store: ActivationStore, split: Split, n_outputs: int) -> int:
+    """Return the bytes that one thread needs to scan: a chunk as stored, as widened, and its products."""
+    largest = 0
+    for layer in store.layers.values():
+        values = layer.chunk_features * split.block_samples
+        products = (
+            layer.chunk_features * n_outputs * (np.dtype(np.float32).itemsize + 2 * np.dtype(np.float64).itemsize)
+        )
+        largest = max(largest, values * (store.dtype.itemsize + np.dtype(np.float32).itemsize) + products)
+    return largest
+
+
+@contextmanager
 def open_source(
-    store: ActivationStore, normalization: str, split: str = "train", progress: Progress | None = None
-) -> StoreSource:
-    """Return a store's split as a source, after checking the normalization's name.
+    stores: ActivationStore | Sequence[ActivationStore],
+    normalization: str,
+    split: str = "train",
+    progress: Progress | None = None,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    dask_address: str | None = None,
+) -> Iterator[ColumnSource]:
+    """Provide a split of one store, or of several joined by the names of their samples, as a source.
+
+    Parameters
+    ----------
+    stores : ActivationStore or sequence of ActivationStore
+        Features count over the stores in order; samples are in the order of the first.
+    normalization : str
+        As in section 6 of the design.
+    split : str
+        The training samples.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)`` during passes.
+    memory : int
+        Bytes of this process, a quarter of which the threads that scan may use; at least one thread scans.
+    dask_address : str, optional
+        A running Dask scheduler, whose workers scan instead.
 
     Raises
     ------
     InvalidInputError
-        If the normalization is unknown.
+        If the normalization is unknown, the stores do not hold the same samples, or there is no such scheduler.
     """
     if normalization not in NORMALIZATIONS:
         raise InvalidInputError(f"normalization={normalization!r} is unknown; {suggest(normalization, NORMALIZATIONS)}")
-    return StoreSource(store, cast("Normalization", normalization), split, progress)
+    chosen = cast("Normalization", normalization)
+    store = stores if isinstance(stores, ActivationStore) else join_stores(stores)
+    each = store.stores if isinstance(store, JoinedStore) else [store]
+    hungry = max(thread_bytes(one, one.split(split), _USUAL_OUTPUTS) for one in each)
+    rows = store.rows(split) if isinstance(store, JoinedStore) else []
+    with workers(dask_address, max(1, min(n_cores(), memory // 4 // hungry))) as pool:
+        sources = [StoreSource(one, chosen, split, progress, pool) for one in each]
+        yield JoinedSource(sources, rows) if rows else sources[0]

@@ -16,13 +16,16 @@ from pipeline.layouts import Layouts
 from pipeline.places import PRESETS, Place, Places, is_glob
 from pipeline.pooling import ClsToken, Layout, pool, pooled_size
 from pipeline.presets import LOGITS, PRE_LOGITS, Anatomy
-from pipeline.probing import Value, first_tensor, trace
+from pipeline.probing import Value, first_tensor, native_input_size, trace
 from store.errors import InvalidInputError, suggest
 from store.spec import PoolingSpec, TapSpec
 
 
 def resolve_taps(
-    model: nn.Module, patterns: Sequence[str] = ("head2toe",), exclude: Sequence[str] = ()
+    model: nn.Module,
+    patterns: Sequence[str] = ("head2toe",),
+    exclude: Sequence[str] = (),
+    input_size: tuple[int, int, int] | None = None,
 ) -> tuple[TapSpec, ...]:
     """Return the places in `model` that presets and patterns name, each tensor once, in order of depth.
 
@@ -31,11 +34,14 @@ def resolve_taps(
     model : Module
         A timm model, with or without weights; only its architecture matters.
     patterns : sequence of str
-        Presets (``"head2toe"``, ``"blocks"``, ``"embedding"``, ``"logits"``), module names, shell-style patterns on
-        module names such as ``"blocks.*.attn"``, or names of taps. Modules give their output; ``"<module>.input"`` is
-        what one reads.
+        Presets (``"head2toe"``, ``"blocks"``, ``"embedding"``, ``"logits"``, ``"input"``), module names, shell-style
+        patterns on module names such as ``"blocks.*.attn"``, or names of taps. Modules give their output;
+        ``"<module>.input"`` is what one reads, and ``"input"`` the preprocessed image, which no other preset holds.
     exclude : sequence of str
         Names or shell-style patterns of taps to leave out again.
+    input_size : tuple of int, optional
+        (channels, height, width) of the images in pixels; the model's own size if not given. On small images
+        tensors may coincide that do not otherwise, such as a last map of one position and the embedding.
 
     Returns
     -------
@@ -47,14 +53,22 @@ def resolve_taps(
     InvalidInputError
         If a pattern matches nothing, or a named module cannot be captured.
     """
-    places = Places(Anatomy(trace(model)))
+    native = native_input_size(model)
+    size = input_size or native
+    actual = Places(Anatomy(trace(model, size)))
+    try:
+        # At the native size no map has shrunk to one position, by which gates and embeddings are told from maps.
+        places = actual if size == native else Places(Anatomy(trace(model, native)))
+    except InvalidInputError:  # built for images of another size than its weights are
+        places = actual
     chosen: dict[Hashable, Place] = {}
     # Where two hold the same tensor, names win over patterns and patterns over presets, but later stages look for
     # the embedding and the logits under their own names.
     for pattern in sorted(patterns, key=lambda p: (p in PRESETS, is_glob(p))):
         for place in places.find(pattern):
-            if place.key not in chosen or place.tap.name in (PRE_LOGITS, LOGITS):
-                chosen[place.key] = place
+            key = actual.key(place.tap)
+            if key not in chosen or place.tap.name in (PRE_LOGITS, LOGITS):
+                chosen[key] = place
     taps = [place.tap for place in sorted(chosen.values(), key=lambda place: place.when)]
     dropped: set[TapSpec] = set()
     for pattern in exclude:
@@ -135,7 +149,7 @@ def plan_layers(
         call = places.single_call(tap.module)
         value = places.usable(call, tap.point)
         layout = layouts.layout(value, call.finished, tap.name)
-        shape = value.shape if value.rows_per_image == 1 else _folded(value)
+        shape = _folded(value) if layout == "tokens" else value.shape
         n_prefix = layouts.n_prefix_tokens(value) if layout == "tokens" else 0
         for target_size in pooling.target_sizes:
             name = tap.name if len(pooling.target_sizes) == 1 else f"{tap.name}@{target_size}"
@@ -172,7 +186,7 @@ class Capture:
         self.model = model
         self.layers = tuple(layers)
         self._handles: list[RemovableHandle] = []
-        self._pooled: dict[str, Tensor] = {}
+        self._keep: Callable[[PlannedLayer, Tensor], None] = self._refuse
         self._batch_size = 0
 
     def __enter__(self) -> Self:
@@ -194,7 +208,6 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._pooled.clear()
 
     def __call__(self, batch: Tensor) -> dict[str, Tensor]:
         """Run the model and return the features of every layer.
@@ -209,30 +222,47 @@ class Capture:
         dict of Tensor
             By layer name, in the order of `layers`: shape (batch, feature), float32, on that device.
         """
-        self._batch_size = batch.shape[0]
-        self._pooled = {}
-        with torch.inference_mode():
-            self.model(batch)
-        pooled, self._pooled = self._pooled, {}
+        pooled: dict[str, Tensor] = {}
+
+        def keep(layer: PlannedLayer, values: Tensor) -> None:
+            pooled[layer.name] = values
+
+        self._run(batch, keep)
         return {layer.name: pooled[layer.name] for layer in self.layers}
 
-    def concatenated(self, batch: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Run the model and return the features of all layers side by side.
+    def into(self, batch: Tensor, out: Tensor) -> None:
+        """Run the model and write the features of all layers, one below the other, where they are wanted.
+
+        Each layer is written as soon as it is pooled, so that only one is held besides `out`.
 
         Parameters
         ----------
         batch : Tensor
             As for calling the object.
-        dtype : torch.dtype
-            Type of the result.
-
-        Returns
-        -------
-        Tensor
-            Shape (batch, sum of `n_features`) in the order of `layers`.
+        out : Tensor
+            Shape (sum of `n_features`, batch), in the order of `layers`; any strides and floating type.
         """
-        features = self(batch)
-        return torch.cat([features.pop(layer.name).to(dtype) for layer in self.layers], dim=1)
+        sizes = [layer.n_features for layer in self.layers]
+        parts = dict(zip((layer.name for layer in self.layers), out.split(sizes), strict=True))
+
+        def keep(layer: PlannedLayer, values: Tensor) -> None:
+            parts.pop(layer.name).copy_(values.T)
+
+        self._run(batch, keep)
+        if parts:
+            raise RuntimeError(f"the model did not run the modules of {', '.join(map(repr, parts))}")
+
+    def _run(self, batch: Tensor, keep: Callable[[PlannedLayer, Tensor], None]) -> None:
+        self._batch_size, self._keep = batch.shape[0], keep
+        try:
+            with torch.inference_mode():
+                self.model(batch)
+        finally:
+            self._keep = self._refuse
+
+    @staticmethod
+    def _refuse(layer: PlannedLayer, values: Tensor) -> None:
+        raise RuntimeError(f"the model was run other than by its capture, which holds {layer.name!r}")
 
     def _input_hook(self, layers: list[PlannedLayer]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -249,7 +279,7 @@ class Capture:
         return hook
 
     def _take(self, tensor: Tensor, layers: list[PlannedLayer]) -> None:
-        if tensor.shape[0] != self._batch_size:
+        if layers[0].layout == "tokens":  # windows of an image may stand in two dimensions, or beside other images'
             tensor = tensor.reshape(self._batch_size, -1, tensor.shape[-1])
         for layer in layers:
             if tuple(tensor.shape[1:]) != layer.shape:
@@ -257,13 +287,11 @@ class Capture:
                     f"layer {layer.name!r} was planned for a shape of {layer.shape} per image and got "
                     f"{tuple(tensor.shape[1:])}; plan the layers with the size of the images that are processed."
                 )
-            self._pooled[layer.name] = pool(
-                tensor, layer.layout, layer.target_size, layer.cls_token, layer.n_prefix_tokens
-            )
+            self._keep(layer, pool(tensor, layer.layout, layer.target_size, layer.cls_token, layer.n_prefix_tokens))
 
 
 def _folded(value: Value) -> tuple[int, int]:
-    """Shape of the token sequence that a value with several rows per image becomes."""
+    """Shape of the token sequence that a value with several rows or windows per image becomes."""
     *positions, channels = value.shape
     count = value.rows_per_image
     for size in positions:

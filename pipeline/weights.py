@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import pickle
 import socket
 import sys
@@ -16,11 +17,14 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from store.errors import InvalidInputError
 
 PICKLED = (".pth", ".pt", ".bin")
+WRAPPERS = ("state_dict", "model")
+MOST_NAMED = 3
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -53,12 +57,16 @@ def download_weights(name: str, structure: nn.Module, arguments: Mapping[str, An
             f"or give a weights file or 'random:0'."
         )
     repository = source.get("hf_hub_id")
-    if repository and not hub_is_reachable() and not _is_cached(repository):
+    if repository and not hub_is_reachable() and not is_cached(repository):
         raise InvalidInputError(_unreachable(name))
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:
-        message = f"{_unreachable(name)[:-1]} ({type(error).__name__})."
+        reason = str(error).strip().splitlines() or [""]
+        if isinstance(error, RuntimeError):  # torch's, for keys and shapes
+            message = f"the pretrained weights for {name!r} do not fit it: {reason[0].rstrip('.: ')}."
+        else:
+            message = f"{_unreachable(name)[:-1]} ({type(error).__name__})."
         raise InvalidInputError(message) from error
     return model
 
@@ -85,7 +93,8 @@ def read_weights(model: nn.Module, name: str, path: Path) -> None:
         Its name, for messages.
     path : Path
         A ``.safetensors`` file or a ``.pth``, ``.pt`` or ``.bin`` file that holds tensors only, possibly below
-        ``"state_dict"`` or ``"model"``. timm's own conversions of other projects' checkpoints apply.
+        ``"state_dict"`` or ``"model"``, with or without the prefixes of data parallelism (``"module."``) and
+        compilation (``"_orig_mod."``). timm's own conversions of other projects' checkpoints apply.
 
     Raises
     ------
@@ -98,7 +107,7 @@ def read_weights(model: nn.Module, name: str, path: Path) -> None:
     if problem and convert is not None:
         try:
             converted = convert(dict(state), model)
-        except (KeyError, ValueError, RuntimeError, AttributeError):
+        except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, AssertionError):
             converted = state  # not a checkpoint this family knows how to convert
         if not _mismatch(model, converted):
             state, problem = converted, None
@@ -122,7 +131,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             raise InvalidInputError(f"weights {str(path)!r} end in {path.suffix!r}; valid endings are {known}.")
     except pickle.UnpicklingError as error:
         raise InvalidInputError(
-            f"weights {str(path)!r} are damaged or hold more than tensors; save the model's state_dict."
+            f"weights {str(path)!r} are damaged or hold objects other than tensors, which may run code when read; "
+            f"save the model's state_dict alone."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise InvalidInputError(f"weights {str(path)!r} cannot be read; the file is damaged or truncated.") from error
@@ -130,12 +140,24 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _unwrap(content: Any, path: Path) -> Mapping[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InvalidInputError(f"weights {str(path)!r} hold no state_dict, a mapping of names to tensors.")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    entries = [key for key, value in content.items() if isinstance(value, Mapping)] if _maps(content) else []
+    wrapped = [key for key in entries if str(key).removesuffix("_ema") in WRAPPERS]
+    if len(wrapped) > 1:
+        raise InvalidInputError(
+            f"weights {str(path)!r} hold {len(wrapped)} models, {', '.join(map(repr, wrapped))}; "
+            f"save the one that is meant in a file of its own."
+        )
+    if wrapped:
+        return _unwrap(content[wrapped[0]], path)
+    if not _maps(content) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        found = f"; its entries are {', '.join(map(repr, entries[:MOST_NAMED]))}" if entries else ""
+        raise InvalidInputError(f"weights {str(path)!r} hold no state_dict, a mapping of names to tensors{found}.")
+    cleaned: dict[str, Tensor] = clean_state_dict({str(key): value for key, value in content.items()})
+    return cleaned
+
+
+def _maps(content: Any) -> bool:
+    return isinstance(content, Mapping)
 
 
 def _mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
@@ -144,19 +166,22 @@ def _mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     # Checkpoints older than this counter lack it, and it plays no part in evaluation.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
-    reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    reshaped = {
+        key: f"{key} is {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in own.items()
+        if key in state and state[key].shape != tensor.shape
+    }
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", list(reshaped.values())))
     parts = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected))
-        if keys
+        f"{len(found)} {what} ({', '.join(found[:MOST_NAMED])}{', …' if len(found) > MOST_NAMED else ''})"
+        for what, found in kinds
+        if found
     ]
-    if reshaped:
-        shown = [f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in reshaped[:3]]
-        parts.append(f"{len(reshaped)} of another shape ({', '.join(shown)}{', …' if len(reshaped) > 3 else ''})")
     if not parts:
         return None
-    text = ", ".join(parts)
-    if reshaped and not missing and not unexpected and all(key.startswith(_head(model)) for key in reshaped):
+    near = {key: difflib.get_close_matches(key, unexpected, n=1, cutoff=0.7) for key in missing[:MOST_NAMED]}
+    text = "; ".join([", ".join(parts), *(f"{key} may be its {match[0]}" for key, match in near.items() if match)])
+    if not missing and not unexpected and all(key.startswith(_head(model)) for key in reshaped):
         text += "; the file's head was trained for another number of classes"
     return f"of {len(own)} tensors {text}"
 
@@ -166,7 +191,8 @@ def _head(model: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _is_cached(repository: str) -> bool:
+def is_cached(repository: str) -> bool:
+    """Whether a hub repository's weights were downloaded before."""
     name, _, revision = repository.partition("@")
     return any(
         isinstance(huggingface_hub.try_to_load_from_cache(name, file, revision=revision or None), str)

@@ -34,6 +34,8 @@ class BlockRecord(Frozen):
         Whether every value is finite; writers refuse blocks that are not.
     seconds : dict
         Time spent by activity, such as reading, forward, writing.
+    batch_size : int, optional
+        Samples that were computed at a time; it changes values in the last digits.
     """
 
     split: str
@@ -45,10 +47,12 @@ class BlockRecord(Frozen):
     rows_checksum: int
     finite: bool = True
     seconds: dict[str, float] = Field(default_factory=dict)
+    batch_size: int | None = None
 
     def same_content(self, other: BlockRecord) -> bool:
-        """Return whether both records describe the same bytes, whatever the time they took."""
-        return self.model_copy(update={"seconds": {}}) == other.model_copy(update={"seconds": {}})
+        """Return whether both records describe the same bytes, however they came about."""
+        how: dict[str, Any] = {"seconds": {}, "batch_size": None}
+        return self.model_copy(update=how) == other.model_copy(update=how)
 
 
 def encode_record(record: BlockRecord) -> bytes:
@@ -71,7 +75,7 @@ def read_record(objects: Objects, split: str, block: int) -> BlockRecord:
     try:
         document: dict[str, Any] = json.loads(raw)
         record = BlockRecord.model_validate(document["record"])
-        whole = document["digest"] == digest(record) and (record.split, record.block) == (split, block)
+        whole = document["digest"] == digest(document["record"]) and (record.split, record.block) == (split, block)
     except (ValueError, KeyError, TypeError, ValidationError, RecursionError):
         whole = False
     if not whole:

@@ -30,6 +30,9 @@ from store.spec import (
     fingerprint,
 )
 
+LEAST_SQUARE_OF_INFINITY = 2.0**31
+"""`layout.widen` makes 2¹⁶ or more of an infinity or a NaN in half precision; the sum of squares shows that."""
+
 
 class StoreWriter:
     """Writes blocks of one store; several writers may share a store if they write different blocks.
@@ -58,6 +61,7 @@ class StoreWriter:
         block: int,
         layers: Mapping[str, NDArray[Any]],
         seconds: Mapping[str, float] | None = None,
+        batch_size: int | None = None,
     ) -> BlockRecord:
         """Write all layers of one block, then commit it.
 
@@ -71,6 +75,8 @@ class StoreWriter:
             Every layer's values for the samples of `store.splits[split].block_range(block)`, in the store's dtype.
         seconds : mapping of str to float, optional
             Time spent by activity, kept in the record beside the time of writing.
+        batch_size : int, optional
+            How many samples were computed at a time, kept in the record.
 
         Returns
         -------
@@ -131,6 +137,7 @@ class StoreWriter:
             checksums={n: tuple(int.from_bytes(crc, "little") for *_, crc in e) for n, e in encoded.items()},
             norms_checksum=int.from_bytes(norms_crc, "little"),
             rows_checksum=int.from_bytes(rows_crc, "little"),
+            batch_size=batch_size,
         )
         committed = self._committed(record)
         if committed is not None:
@@ -172,8 +179,14 @@ class StoreWriter:
 def layer_norms(values: NDArray[Any]) -> NDArray[np.float32]:
     """Return the L2 norm of each sample's vector as stored, shape (sample,), from (feature, sample) values."""
     total = np.zeros(values.shape[1], np.float64)
-    for part in np.array_split(values, max(1, values.size // 2**20)):
-        wide = part.astype(np.float32)
+    for part in np.array_split(values, max(1, values.size // 2**18)):
+        if values.dtype.itemsize == 2:
+            wide = layout.widen(part)
+            squares = np.einsum("fs,fs->s", wide, wide)
+            if squares.max(initial=0) < LEAST_SQUARE_OF_INFINITY:
+                total += squares
+                continue
+        wide = part.astype(np.float32, copy=False)
         total += np.einsum("fs,fs->s", wide, wide, dtype=np.float64)
     return np.sqrt(total).astype(np.float32)
 

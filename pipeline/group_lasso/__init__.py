@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.group_lasso.budget import plan_memory
 from pipeline.group_lasso.certificate import Certificate
 from pipeline.group_lasso.losses import Array, Loss, SoftmaxLoss, SquaredLoss
 from pipeline.group_lasso.path import Progress, Solution, TwoPassSolver
 from pipeline.group_lasso.source import ArraySource, ColumnSource, FirstPass
+from pipeline.memory import DEFAULT_MEMORY, parse_memory
 from store.activations import ActivationStore
 from store.errors import InvalidInputError
 
@@ -82,11 +85,12 @@ class GroupLassoResult:
 
 
 def group_lasso(
-    X: NDArray[Any] | ColumnSource | ActivationStore,
-    y: ArrayLike,
+    X: NDArray[Any] | ColumnSource | ActivationStore | Sequence[ActivationStore],
+    y: ArrayLike | None = None,
     *,
     loss: str = "softmax",
     normalization: str = "none",
+    split: str = "train",
     penalty: float | None = None,
     penalty_ratio: float | Sequence[float] | None = None,
     penalties: Sequence[float] | None = None,
@@ -94,8 +98,10 @@ def group_lasso(
     sample_weight: ArrayLike | None = None,
     tol: float = 1e-4,
     kkt_tol: float = 1e-3,
-    memory: int = 2 * 2**30,
+    memory: int | str = DEFAULT_MEMORY,
+    dask_address: str | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> GroupLassoResult:
     """Minimise a convex loss plus ``λ Σ_j ‖W_j‖₂`` over all features, and prove it.
 
@@ -106,15 +112,18 @@ def group_lasso(
 
     Parameters
     ----------
-    X : ndarray of shape (n, p), ColumnSource or ActivationStore
-        Samples × features, a source of normalised columns, or a store, whose split ``train`` is used.
-    y : array_like of shape (n,) or (n, K)
+    X : ndarray of shape (n, p), ColumnSource, ActivationStore or sequence of ActivationStore
+        Samples × features, a source of normalised columns, a store, or several stores of the same samples, whose
+        features count in order and whose samples are matched by name, in the order of the first.
+    y : array_like of shape (n,) or (n, K), optional
         Labels of any type, in one dimension. For the squared loss also real values: floating-point numbers in one or
-        two dimensions.
+        two dimensions. The labels of the first store if not given.
     loss : {"softmax", "squared"}
         The smooth part. With squared, integer, boolean or text labels are coded one-hot.
     normalization : {"none", "standardize", "unit_norm"}
         Of an array or a store; ``unit_norm`` needs the layers of a store. A ColumnSource brings its own.
+    split : str
+        The training samples of a store.
     penalty : float, optional
         λ.
     penalty_ratio : float or sequence of float, optional
@@ -130,10 +139,16 @@ def group_lasso(
         the columns shows, and the certificate is withheld.
     kkt_tol : float
         Largest violation of the optimality conditions over all features, in units of λ.
-    memory : int
-        Bytes that columns held in memory may take.
+    memory : int or str
+        What may be held in this process besides Python and its libraries: bytes, or text such as ``"2GiB"``. It decides
+        how many columns are kept and how many threads scan a store.
+    dask_address : str, optional
+        A running Dask scheduler, such as ``tcp://host:8786``, whose workers scan the stores; they must reach them by
+        the same URI. Columns are fetched and the problem is solved in this process.
     progress : callable, optional
         Called as ``progress(stage, done, total)`` after each step.
+    announce : callable, optional
+        Called before the work with one sentence: what memory it will take.
 
     Returns
     -------
@@ -144,6 +159,8 @@ def group_lasso(
     ------
     InvalidInputError
         If an argument cannot be used as given, or memory is too small.
+    ClusterError
+        If the cluster fails.
 
     Examples
     --------
@@ -153,41 +170,72 @@ def group_lasso(
     >>> int(result.relevance.argmax()), result.certificate.certified
     (7, True)
     """
-    source: object = ArraySource(X, normalization) if isinstance(X, np.ndarray) else X
-    if isinstance(X, ActivationStore):
+    for name, value in (("tol", tol), ("kkt_tol", kkt_tol)):
+        _require_positive(name, value)
+    n_bytes = parse_memory(memory)
+    with _source(X, normalization, split, n_bytes, dask_address, progress) as source:
+        if y is None:
+            y = _labels(X, split)
+        weights = _weights(sample_weight, source.n_samples)
+        smooth, classes = _loss(loss, y, weights)
+        if sum(choice is not None for choice in (penalty, penalty_ratio, penalties, keep)) > 1:
+            raise InvalidInputError("More than one of penalty, penalty_ratio, penalties and keep is given; choose one.")
+        if keep is not None and not 1 <= keep <= source.n_features:
+            raise InvalidInputError(f"keep={keep} is impossible; valid choices are 1 to {source.n_features} features.")
+        ratios = 0.1 if penalty_ratio is None else penalty_ratio
+        wanted = penalty if penalty is not None else penalties if penalties is not None else ratios
+        name = "penalty" if penalty is not None else "penalties" if penalties is not None else "penalty_ratio"
+        values = [float(value) for value in np.atleast_1d(np.asarray(wanted, dtype=np.float64))]
+        if not values:
+            raise InvalidInputError(f"{name} is empty; give at least one value above 0.")
+        for value in values:
+            _require_positive(name, value)
+
+        n_penalties = 1 if keep is not None else len(values)
+        plan = plan_memory(source, smooth.targets.shape[1], n_penalties, keep or 0, n_bytes)
+        if announce is not None:
+            announce(str(plan))
+        solver = TwoPassSolver(source, smooth, tol=tol, kkt_tol=kkt_tol, plan=plan, progress=progress)
+        if keep is not None:
+            return _result(solver.solve_for_size(keep), classes)
+        scale = solver.penalty_max if name == "penalty_ratio" else 1.0
+        results = tuple(_result(solution, classes) for solution in solver.solve([scale * value for value in values]))
+        return replace(results[-1], path=results) if np.ndim(wanted) else results[-1]
+
+
+@contextmanager
+def _source(
+    X: object, normalization: str, split: str, memory: int, dask_address: str | None, progress: Progress | None
+) -> Iterator[ColumnSource]:
+    several = isinstance(X, Sequence) and bool(X) and all(isinstance(store, ActivationStore) for store in X)
+    if several or isinstance(X, ActivationStore):
         from pipeline.store_source import open_source  # it needs the protocol of this package
 
-        source = open_source(X, normalization, progress=progress)
-    if not isinstance(source, ColumnSource):
-        message = f"X is a {type(X).__name__}; it must be an array of shape (samples, features), a source or a store."
+        stores = cast("ActivationStore | Sequence[ActivationStore]", X)
+        with open_source(stores, normalization, split, progress, memory=memory, dask_address=dask_address) as opened:
+            yield opened
+        return
+    if dask_address is not None:
+        message = f"dask_address={dask_address!r} does not apply to a {type(X).__name__}; workers scan stores only."
         raise InvalidInputError(message)
-    if source is X and normalization != "none":
-        kind = type(X).__name__
+    if isinstance(X, np.ndarray):
+        yield ArraySource(X, normalization)
+        return
+    kind = type(X).__name__
+    if not isinstance(X, ColumnSource):
+        message = f"X is a {kind}; it must be an array of shape (samples, features), a source, a store or stores."
+        raise InvalidInputError(message)
+    if normalization != "none":
         message = f"normalization={normalization!r} does not apply to a {kind}, which brings its own columns."
         raise InvalidInputError(message)
-    for name, value in (("tol", tol), ("kkt_tol", kkt_tol), ("memory", memory)):
-        _require_positive(name, value)
-    weights = _weights(sample_weight, source.n_samples)
-    smooth, classes = _loss(loss, y, weights)
-    if sum(choice is not None for choice in (penalty, penalty_ratio, penalties, keep)) > 1:
-        raise InvalidInputError("More than one of penalty, penalty_ratio, penalties and keep is given; choose one.")
-    if keep is not None and not 1 <= keep <= source.n_features:
-        raise InvalidInputError(f"keep={keep} is impossible; valid choices are 1 to {source.n_features} features.")
-    ratios = 0.1 if penalty_ratio is None else penalty_ratio
-    wanted = penalty if penalty is not None else penalties if penalties is not None else ratios
-    name = "penalty" if penalty is not None else "penalties" if penalties is not None else "penalty_ratio"
-    values = [float(value) for value in np.atleast_1d(np.asarray(wanted, dtype=np.float64))]
-    if not values:
-        raise InvalidInputError(f"{name} is empty; give at least one value above 0.")
-    for value in values:
-        _require_positive(name, value)
+    yield X
 
-    solver = TwoPassSolver(source, smooth, tol=tol, kkt_tol=kkt_tol, memory=memory, keep=keep or 0, progress=progress)
-    if keep is not None:
-        return _result(solver.solve_for_size(keep), classes)
-    scale = solver.penalty_max if name == "penalty_ratio" else 1.0
-    results = tuple(_result(solution, classes) for solution in solver.solve([scale * value for value in values]))
-    return replace(results[-1], path=results) if np.ndim(wanted) else results[-1]
+
+def _labels(X: object, split: str) -> NDArray[np.int64]:
+    first = X[0] if isinstance(X, Sequence) else X
+    if not isinstance(first, ActivationStore):
+        raise InvalidInputError(f"y is not given, and a {type(X).__name__} has no labels of its own.")
+    return first.labels(split)
 
 
 def _result(solution: Solution, classes: NDArray[Any] | None) -> GroupLassoResult:

@@ -102,6 +102,10 @@ class Certificate:
         Scans of all features, and bytes of feature data read, by the whole call.
     cached_columns, cached_bytes : int
         Columns held in memory at the end, and their size.
+    projected_bytes : int
+        What the call was expected to hold in this process, worked out beforehand, without Python and its libraries.
+    process_peak_bytes : int
+        The most memory the whole process had at once, since it began and whatever for, as measured at the end.
     newton_steps, sweeps : int
         Outer and inner iterations spent on this penalty since the previous one on the path.
     seconds : dict of str to float
@@ -125,6 +129,8 @@ class Certificate:
     bytes_read: int
     cached_columns: int
     cached_bytes: int
+    projected_bytes: int
+    process_peak_bytes: int
     newton_steps: int
     sweeps: int
     seconds: dict[str, float]

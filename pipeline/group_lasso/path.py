@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.group_lasso.budget import LEAST_COLUMNS, MemoryPlan
 from pipeline.group_lasso.certificate import Certificate, Optimality
 from pipeline.group_lasso.losses import Array, Loss
 from pipeline.group_lasso.screening import ColumnCache, spectral_norm
 from pipeline.group_lasso.solver import Accuracy, Point, allowed_excess, approach, measure, minimise, null_point
 from pipeline.group_lasso.source import ColumnSource, single_threaded_blas
+from pipeline.memory import peak_bytes
 from store.errors import InvalidInputError
 
 Progress = Callable[[str, int, int], None]
@@ -24,8 +26,6 @@ _WARM_RATIO = 0.6  # between the penalties visited on the way to the one asked f
 _WARM_ACCURACY = Accuracy(gap=np.inf, kkt=0.1)
 _KEEP_RATIO = 0.85
 _KEEP_FLOOR = 1e-3
-_LEAST_COLUMNS = 32
-_COLUMNS_PER_SAMPLE = 32
 _NEAR = 0.1  # fetched with the violators: scores above (1 − 0.1) λ
 _FETCH_AT_ONCE = 2048  # rather than scan all features once more
 _MOST_PASSES = 40
@@ -82,17 +82,15 @@ class TwoPassSolver:
         Largest duality gap, relative to the objective of the intercept alone.
     kkt_tol : float
         Largest violation of the optimality conditions, in units of λ.
-    memory : int
-        Bytes that cached columns may take.
-    keep : int
-        How many features will be wanted; makes room for them in the cache.
+    plan : MemoryPlan
+        What may be held.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
 
     Raises
     ------
     InvalidInputError
-        If memory is too small or no feature varies with the targets.
+        If no feature varies with the targets.
     """
 
     def __init__(
@@ -102,8 +100,7 @@ class TwoPassSolver:
         *,
         tol: float,
         kkt_tol: float,
-        memory: int,
-        keep: int = 0,
+        plan: MemoryPlan,
         progress: Progress | None = None,
     ) -> None:
         self._source = source
@@ -112,14 +109,6 @@ class TwoPassSolver:
         self._progress = progress or (lambda stage, done, total: None)
         self._seconds: dict[str, float] = defaultdict(float)
         self._kkt_tol = kkt_tol
-        capacity = min(source.n_features, int(memory) // (4 * source.n_samples))
-        least = min(source.n_features, _LEAST_COLUMNS)
-        if capacity < least:
-            message = (
-                f"memory={memory} bytes is too small: {least} columns of {4 * source.n_samples} bytes must be held at "
-                f"once; the least that works here is memory={least * 4 * source.n_samples}."
-            )
-            raise InvalidInputError(message)
         self._null = null_point(loss, np.inf)
         self._null_objective = loss.value(self._null.logits)
         self._accuracy = Accuracy(gap=tol * self._null_objective, kkt=kkt_tol)
@@ -136,11 +125,9 @@ class TwoPassSolver:
                 f"{self.penalty_max:.3g}): all are constant over the samples, or unrelated to the targets."
             )
             raise InvalidInputError(message)
-        fill = max(_COLUMNS_PER_SAMPLE * source.n_samples, 4 * keep, 4096)
-        self._fill = min(fill, capacity if capacity == source.n_features else 3 * capacity // 4)
-        best = np.sort(np.argsort(-self._null_scores, kind="stable")[: self._fill])
+        best = np.sort(np.argsort(-self._null_scores, kind="stable")[: plan.fill])
         with self._stage("fetch", 0, 1), single_threaded_blas():
-            self._cache = ColumnCache(source, loss.weights, self._norms, capacity)
+            self._cache = ColumnCache(source, loss.weights, self._norms, plan)
             self._cache.require(best)
 
     def solve(self, penalties: Sequence[float]) -> list[Solution]:
@@ -253,7 +240,7 @@ class TwoPassSolver:
         """Fetch at once what all points will ask for, if it fits."""
         wanted = np.zeros(self._source.n_features, dtype=np.bool_)
         for column, at in enumerate(pending):
-            wanted[self._suspects(points[at], scores[:, column])[: self._fill]] = True
+            wanted[self._suspects(points[at], scores[:, column])[: self._cache.plan.fill]] = True
             wanted[points[at].support] = True
         features = np.flatnonzero(wanted)
         if len(features) <= self._cache.capacity:
@@ -280,8 +267,8 @@ class TwoPassSolver:
             if point is not start and not 0 < len(suspects) <= min(room, _FETCH_AT_ONCE):
                 break
             if len(suspects) and room == 0:
-                raise self._cache.too_small(len(point.support) + _LEAST_COLUMNS)
-            self._cache.require(np.union1d(point.support, suspects[: min(room, self._fill)]))
+                raise self._cache.plan.too_small(len(point.support) + LEAST_COLUMNS)
+            self._cache.require(np.union1d(point.support, suspects[: min(room, self._cache.plan.fill)]))
             # A repaired solution at a larger penalty may be a better place to start than one that lacks violators.
             near = point is start and neighbour.objective(self._loss, point.penalty) < point.objective(self._loss)
             if near and (self._cache.slots(neighbour.support) >= 0).all():
@@ -329,6 +316,8 @@ class TwoPassSolver:
             bytes_read=self._source.bytes_read - self._before[1],
             cached_columns=self._cache.size,
             cached_bytes=self._cache.size * self._cache.columns.itemsize * self._source.n_samples,
+            projected_bytes=self._cache.plan.projected,
+            process_peak_bytes=peak_bytes(),
             newton_steps=point.newton_steps,
             sweeps=point.sweeps,
             seconds={stage: round(seconds, 6) for stage, seconds in self._seconds.items()},

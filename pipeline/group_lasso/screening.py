@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.group_lasso.budget import FETCH_ELEMENTS, MemoryPlan
 from pipeline.group_lasso.losses import Array
 from pipeline.group_lasso.source import ColumnSource
-from store.errors import InvalidInputError
 
 _CHUNK_ELEMENTS = 1 << 19
-_FETCH_ELEMENTS = 1 << 21
 
 Slots = NDArray[np.int64]
 
@@ -48,15 +47,16 @@ class ColumnCache:
         Sample weights with mean one; columns are centred by the weighted mean.
     norms : ndarray of shape (p,)
         Column norms from the first pass.
-    capacity : int
+    plan : MemoryPlan
         How many columns may be held.
     """
 
-    def __init__(self, source: ColumnSource, weights: Array, norms: Array, capacity: int) -> None:
+    def __init__(self, source: ColumnSource, weights: Array, norms: Array, plan: MemoryPlan) -> None:
         self._source = source
         self._mean_weights = weights / source.n_samples
         self._norms = norms / source.n_samples
-        self.capacity = capacity
+        self.plan = plan
+        self.capacity = capacity = plan.capacity
         self.columns = np.empty((capacity, source.n_samples), dtype=np.float32)
         self.size = 0
         self._means = np.empty(capacity)
@@ -131,7 +131,7 @@ class ColumnCache:
             If they do not fit.
         """
         if len(features) > self.capacity:
-            raise self.too_small(len(features))
+            raise self.plan.too_small(len(features))
         missing = features[self._slot[features] < 0]
         free = self.capacity - self.size
         slots = np.arange(self.size, self.size + min(free, len(missing)))
@@ -144,7 +144,7 @@ class ColumnCache:
             self._slot[self._feature[order]] = -1
             slots = np.concatenate([slots, order])
         self.size = max(self.size, int(slots.max(initial=-1)) + 1)
-        step = max(1, _FETCH_ELEMENTS // self._source.n_samples)
+        step = max(1, FETCH_ELEMENTS // self._source.n_samples)
         for start in range(0, len(missing), step):
             fetched = self._source.columns(missing[start : start + step])
             target = slots[start : start + step]
@@ -157,26 +157,6 @@ class ColumnCache:
         self._slot[missing] = slots
         self._score[slots] = np.inf
         self._drift_then[slots] = self._drift
-
-    def too_small(self, needed: int) -> InvalidInputError:
-        """Return the error that says how much memory would do.
-
-        Parameters
-        ----------
-        needed : int
-            Columns that must be held at once.
-
-        Returns
-        -------
-        InvalidInputError
-            To be raised by the caller.
-        """
-        column = 4 * self._source.n_samples
-        message = (
-            f"memory={self.capacity * column} bytes is too small: {needed} columns of {column} bytes must be held at "
-            f"once; the least that works here is memory={needed * column}."
-        )
-        return InvalidInputError(message)
 
     def above(self, residual: Array, threshold: float) -> tuple[Slots, Array]:
         """Return the held columns whose score at `residual` exceeds `threshold`, the highest first.

@@ -60,6 +60,9 @@ class ColumnSource(Protocol):
     def passes(self) -> int:
         """Scans of all features so far: calls of `first_pass` and `correlate`."""
 
+    def scan_bytes(self, n_outputs: int) -> int:
+        """Return the bytes of memory that a scan with so many residual columns, K · L, needs in this process."""
+
     def first_pass(self, residual: NDArray[np.float64]) -> FirstPass:
         """Score every feature against one residual and measure the columns, in one scan.
 
@@ -180,6 +183,11 @@ class ArraySource:
         """Scans of the whole array so far."""
         return self._passes
 
+    def scan_bytes(self, n_outputs: int) -> int:
+        """Return the bytes of memory that a scan with so many residual columns needs: two blocks per thread."""
+        width = min(self.n_features, max(8, _BLOCK_ELEMENTS // self.n_samples))
+        return 16 * (os.cpu_count() or 1) * width * (self.n_samples + n_outputs)
+
     def first_pass(self, residual: NDArray[np.float64]) -> FirstPass:
         """Score every feature against one residual; column norms are those of the centred columns.
 
@@ -211,8 +219,11 @@ class ArraySource:
             deviations[part] = np.sqrt(np.maximum(variance, 0.0))
             scores[part] = np.linalg.norm(block.T @ residual - np.outer(shift, residual.sum(axis=0)), axis=1)
 
-        with np.errstate(invalid="ignore", over="ignore"):
-            self._scan(scan)
+        def quietly(part: slice) -> None:  # the setting is one per thread
+            with np.errstate(invalid="ignore", over="ignore"):
+                scan(part)
+
+        self._scan(quietly)
         if not np.isfinite(deviations).all():
             feature = int(np.flatnonzero(~np.isfinite(deviations))[0])
             message = f"X has a value that is not finite, or too large to square, in feature {feature}; replace it."

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -186,18 +188,62 @@ except SystemExit:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_in_mid_extraction_keeps_what_is_committed_and_says_how_to_resume(tmp_path, number) -> None:
-    command = [sys.executable, "-c", "from flows.cli import main; main()", *EXTRACT]
-    command += ["--root", str(tmp_path), "--block-size", "100", "--batch-size", "10"]
+def test_ctrl_c_in_mid_extraction_keeps_what_is_committed_and_prints_the_command_that_resumes(tmp_path, number) -> None:
+    arguments = [*EXTRACT, "--root", str(tmp_path / "a root"), "--block-size", "50", "--batch-size", "5"]
+    command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
+    tmp_path /= "a root"
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (records := list(tmp_path.glob("*.zarr/blocks/*/*.json"))):
         assert child.poll() is None, "the extraction ended before it could be stopped"
     child.send_signal(number)
     _, err = child.communicate(timeout=60)
-    assert child.returncode == 2
-    assert "run the same command again to resume" in err
+    assert child.returncode == 128 + number
+    assert "blocks are committed in" in err
     assert "Traceback" not in err
+    line = err.partition("To go on, run:\n")[2].strip()
+    assert shlex.split(line) == ["head2toe", *arguments]
     kept = {path: path.read_bytes() for path in records}
-    _, err = run(*EXTRACT, "--root", str(tmp_path))
+    _, err = run(*shlex.split(line)[1:])
     assert "were in the store already" in err
     assert all(path.read_bytes() == raw for path, raw in kept.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_what_is_kept_and_how_to_go_on(tmp_path, number) -> None:
+    """As a terminal does, the signal goes to every process of the command, Prefect's server included."""
+    (tmp_path / "c.yaml").write_text(
+        f"root: {tmp_path}/root\nextraction: {{backbone: test_resnet, weights: 'random:0', data: digits, "
+        "image_size: 32, block_size: 50, batch_size: 5}"
+    )
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", str(tmp_path / "c.yaml")]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    while not list(tmp_path.glob("root/*.zarr/blocks/*/*.json")):
+        assert child.poll() is None, "the extraction ended before it could be stopped"
+        time.sleep(0.01)
+    if number == signal.SIGINT:
+        os.killpg(child.pid, number)
+    else:
+        child.send_signal(number)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 128 + number
+    assert "Traceback" not in err
+    assert "Aborted" not in err
+    assert err.endswith(f"To go on, run:\n  head2toe run {tmp_path}/c.yaml\n")
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path) -> None:
+    out, err = run(*EXTRACT, "--root", str(tmp_path / "root"), "--dry-run", "--json", "--shard", "1/3")
+    found = json.loads(out)
+    assert found["samples"] == {"train": 1000, "test": 797}
+    assert found["left"] + found["left_to_others"] == 1797
+    for text in ("samples: train 1,000, test 797; layers: ", "to be written; ", "free at the root", "to other shards"):
+        assert text in err
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "a/b"])
+def test_a_shard_that_is_none_is_refused_by_its_text(tmp_path, shard) -> None:
+    _, err = run(*EXTRACT, "--root", str(tmp_path / "root"), "--shard", shard, code=2)
+    assert f"shard '{shard}' is not NUMBER/COUNT" in err

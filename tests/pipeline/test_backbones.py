@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -14,8 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline import backbones as backbones_module
 from pipeline import weights as weights_module
-from pipeline.backbones import load_backbone, make_transform, model_structure, resolve_preprocessing, weights_digest
+from pipeline.backbones import load_backbone, model_structure, weights_digest
+from pipeline.preprocessing import describe, make_transform, resolve_preprocessing
 from store.errors import InvalidInputError
 from store.spec import BackboneSpec, PreprocessingSpec
 
@@ -91,15 +96,23 @@ def test_the_digest_does_not_see_memory_format() -> None:
     assert weights_digest(model.to(memory_format=torch.channels_last)) == before
 
 
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module."])
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
-def test_weights_files_give_the_weights_they_hold(tmp_path: Path, wrap: str, suffix: str) -> None:
-    content = state(5)
+@pytest.mark.parametrize(
+    ("wrap", "prefix", "suffix"),
+    [
+        ("", "", ".pth"),
+        ("", "", ".pt"),
+        ("", "", ".bin"),
+        ("state_dict", "", ".pth"),
+        ("model", "", ".pth"),
+        ("model_ema", "", ".pth"),
+        ("", "module.", ".pth"),
+        ("state_dict", "_orig_mod.module.", ".pth"),
+    ],
+)
+def test_weights_files_give_the_weights_they_hold(tmp_path: Path, wrap: str, prefix: str, suffix: str) -> None:
+    content = {f"{prefix}{key}": value for key, value in state(5).items()}
     path = tmp_path / f"weights{suffix}"
-    if wrap == "module.":
-        torch.save({f"module.{key}": value for key, value in content.items()}, path)
-    else:
-        torch.save(content if wrap == "plain" else {wrap: content, "epoch": 3}, path)
+    torch.save({wrap: content, "epoch": 3} if wrap else content, path)
     loaded = load_backbone(NAME, str(path))
     assert loaded.spec == load_backbone(NAME, "random:5").spec
     assert loaded.weights == str(path)
@@ -127,6 +140,19 @@ def test_weights_that_do_not_fit_are_refused_with_count_and_names(tmp_path: Path
         load_backbone(NAME, str(tmp_path / "keys.pth"))
 
 
+def test_a_missing_key_is_named_with_the_files_near_match(tmp_path: Path) -> None:
+    content = {key.replace("layer1", "layers1"): value for key, value in state().items()}
+    save_file(content, tmp_path / "keys.safetensors")
+    with pytest.raises(InvalidInputError) as caught:
+        load_backbone(NAME, str(tmp_path / "keys.safetensors"))
+    n_missing, n_unexpected = map(int, re.findall(r"(\d+) (?:missing|unexpected)", str(caught.value)))
+    renamed = [key for key in content if key.startswith("layers1")]
+    assert n_unexpected == len(renamed)
+    assert n_missing == sum("num_batches_tracked" not in key for key in renamed)
+    assert "layer1.0.conv1.weight may be its layers1.0.conv1.weight" in str(caught.value)
+    assert str(caught.value).count("layer1.") == 6  # three names and their near matches: not the whole list
+
+
 def test_a_head_for_other_classes_is_refused_as_such(tmp_path: Path) -> None:
     content = state()
     content["fc.weight"], content["fc.bias"] = content["fc.weight"][:10], content["fc.bias"][:10]
@@ -136,33 +162,54 @@ def test_a_head_for_other_classes_is_refused_as_such(tmp_path: Path) -> None:
 
 
 class Malicious:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (print, ("code was run",))
+        return (os.mkdir, (str(self.folder),))
 
 
-def test_files_that_are_no_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickle_that_runs_code_is_refused_without_running_it(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    evil = Malicious(made)
+    (tmp_path / "evil.bin").write_bytes(pickle.dumps({"a": evil}, protocol=2))
+    torch.save({**state(), "evil": evil}, tmp_path / "evil.pth")
+    for name in ("evil.bin", "evil.pth"):
+        with pytest.raises(InvalidInputError, match="objects other than tensors, which may run code when read"):
+            load_backbone(NAME, str(tmp_path / name))
+    assert not made.exists()
+    torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert made.exists()  # it would have run
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     for name, content in {
         "cut.pth": b"PK\x03\x04 truncated",
         "empty.pt": b"",
         "cut.safetensors": b"\x10\0\0\0\0\0\0\0{",
-        "evil.bin": pickle.dumps({"a": Malicious()}, protocol=2),
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InvalidInputError, match=name):
             load_backbone(NAME, str(tmp_path / name))
-    torch.save({"evil": Malicious()}, tmp_path / "evil.pth")
-    with pytest.raises(InvalidInputError, match="more than tensors"):
-        load_backbone(NAME, str(tmp_path / "evil.pth"))
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(InvalidInputError, match="no state_dict"):
-        load_backbone(NAME, str(tmp_path / "list.pth"))
-    assert "code was run" not in capsys.readouterr().out
+    for number, (content, message) in enumerate(
+        [
+            ([1, 2], "no state_dict"),
+            ({}, "no state_dict"),
+            ({"state_dict": {}}, "no state_dict"),
+            ({"teacher": state(), "student": state()}, r"no state_dict.*its entries are 'teacher', 'student'"),
+            ({"model": state(), "model_ema": state()}, r"hold 2 models, 'model', 'model_ema'; save the one"),
+        ]
+    ):
+        torch.save(content, tmp_path / f"{number}.pth")
+        with pytest.raises(InvalidInputError, match=message):
+            load_backbone(NAME, str(tmp_path / f"{number}.pth"))
 
 
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
         ("resnet5", "random:0", r"'resnet5' is not a timm model; did you mean 'resnet50'"),
+        ("local-dir:models/mine", "random:0", "neither a timm model nor 'hf-hub:<owner>/<model>'.*--weights PATH"),
         ("resnet50.a1_in2k", "random:0", r"no weights tagged 'a1_in2k'; did you mean 'a1_in1k'"),
         (NAME, "random", "'random:0'"),
         (NAME, "random:x", "'random:0'"),
@@ -177,9 +224,44 @@ def test_unknown_names_and_weights_are_refused_with_the_next_step(name: str, wei
 
 def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module, "hub_is_reachable", lambda: False)
-    monkeypatch.setattr(weights_module, "_is_cached", lambda repository: False)
+    monkeypatch.setattr(weights_module, "is_cached", lambda repository: False)
     with pytest.raises(InvalidInputError, match=r"'resnet18' cannot be fetched.*network.*--weights PATH.*random:0"):
         load_backbone("resnet18")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A download of `test_resnet.r160_in1k` in the hub's own cache format, and no network."""
+    repository, commit = tmp_path / "models--timm--test_resnet.r160_in1k", "0" * 40
+    for folder in ("refs", f"snapshots/{commit}"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.file_download, "HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr(weights_module, "hub_is_reachable", lambda: False)
+    return repository / "snapshots" / commit / "model.safetensors"
+
+
+def test_pretrained_weights_are_taken_from_the_hubs_cache_without_a_network(hub_cache: Path) -> None:
+    save_file(state(5), hub_cache)
+    backbone = load_backbone("test_resnet.r160_in1k", "pretrained")
+    assert backbone.spec == load_backbone("test_resnet.r160_in1k", "random:5").spec
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+
+
+def test_pretrained_weights_that_do_not_fit_say_so(hub_cache: Path) -> None:
+    content = state(5)
+    content.pop("fc.bias")
+    save_file(content, hub_cache)
+    with pytest.raises(InvalidInputError, match=r"pretrained weights for 'test_resnet\.r160_in1k' do not fit"):
+        load_backbone("test_resnet.r160_in1k", "pretrained")
+
+
+def test_a_hub_model_that_cannot_be_reached_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones_module, "hub_is_reachable", lambda: False)
+    with pytest.raises(InvalidInputError, match=r"'hf-hub:someone/net'.*cannot be reached.*--weights PATH"):
+        load_backbone("hf-hub:someone/net", "random:0")
 
 
 def test_a_failing_download_becomes_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +315,36 @@ def test_squash_is_a_plain_resize_to_the_papers_range() -> None:
     torch.testing.assert_close(backbone.transform(picture()), expected.float(), rtol=0, atol=1e-5)
 
 
+def test_the_vtab_preset_is_the_papers_way_and_single_values_take_its_place() -> None:
+    model = model_structure("resnet50.a1_in1k")
+    vtab = resolve_preprocessing(model, preset="vtab")
+    assert vtab == PreprocessingSpec(
+        input_size=(3, 224, 224),
+        interpolation="bilinear",
+        crop_mode="squash",
+        crop_pct=1.0,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+    white, black = (make_transform(vtab)(Image.new("RGB", (30, 10), color)) for color in ("white", "black"))
+    assert (white.min(), black.max(), white.shape) == (1, -1, (3, 224, 224))
+    other = resolve_preprocessing(model, preset="vtab", interpolation="bicubic", mean=[0.4, 0.5, 0.6])
+    assert other == vtab.model_copy(update={"interpolation": "bicubic", "mean": (0.4, 0.5, 0.6)})
+    cropped = resolve_preprocessing(model, preset="vtab", crop_mode="center")
+    assert (cropped.crop_mode, cropped.crop_pct) == ("center", 0.95)
+
+
+def test_preprocessing_is_said_in_words() -> None:
+    model = model_structure("resnet50.a1_in1k")
+    assert describe(resolve_preprocessing(model, preset="vtab")) == (
+        "plain bilinear resize to 224 x 224, mean 0.5, std 0.5 (values from -1 to 1)"
+    )
+    assert describe(resolve_preprocessing(model, input_size=(3, 240, 320))) == (
+        "bicubic resize, center crop of 95 % of the image to 240 x 320, mean 0.485/0.456/0.406, "
+        "std 0.229/0.224/0.225 (values from -2.12 to 2.64)"
+    )
+
+
 @pytest.mark.parametrize("crop_mode", ["center", "border", "squash"])
 def test_transforms_repeat_exactly_and_survive_pickling(crop_mode: str) -> None:
     spec = resolve_preprocessing(model_structure(NAME), input_size=(3, 40, 40), crop_mode=crop_mode)
@@ -248,10 +360,14 @@ def test_transforms_repeat_exactly_and_survive_pickling(crop_mode: str) -> None:
     ("given", "message"),
     [
         ({"interpolation": "bicubik"}, "did you mean 'bicubic'"),
-        ({"crop_mode": "stretch"}, "valid choices are center, border, squash"),
+        ({"crop_mode": "stretch"}, "'stretch' is unknown; valid choices are 'border', 'center', 'squash'"),
         ({"crop_pct": 1.5}, r"crop share 1\.5 is not in"),
         ({"std": [0.0]}, "must be positive"),
         ({"mean": [0.1, 0.2]}, "needs three values"),
+        ({"mean": [0.1, float("nan"), 0.2]}, "must be finite"),
+        ({"std": [float("inf")]}, "must be finite"),
+        ({"crop_pct": 0.0}, r"crop share 0\.0 is not in"),
+        ({"preset": "vtap"}, "preprocessing 'vtap' is unknown; did you mean 'vtab'"),
         ({"input_size": (1, 28, 28)}, "is not a side"),
         ({"input_size": 0}, "is not a side"),
     ],

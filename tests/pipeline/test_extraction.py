@@ -119,7 +119,7 @@ def test_interrupted_extraction_keeps_committed_blocks_and_says_how_to_resume(tm
         if stage.startswith("extracting") and done >= 400:
             raise KeyboardInterrupt
 
-    with pytest.raises(InterruptedExtractionError, match=r"of 9 blocks are committed in .* run the same command again"):
+    with pytest.raises(InterruptedExtractionError, match=r"of 9 blocks are committed in .* and stay"):
         extract(SMALL, str(tmp_path), stop_after_two_blocks)
     done = extract(SMALL, str(tmp_path))
     assert 0 < done.reused < 1797

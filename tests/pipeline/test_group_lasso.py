@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.group_lasso import ArraySource, GroupLassoResult, group_lasso
+from pipeline.group_lasso import ArraySource, GroupLassoResult, group_lasso, path
+from pipeline.group_lasso.budget import plan_memory
 from pipeline.group_lasso.certificate import optimality
 from pipeline.group_lasso.losses import SoftmaxLoss, residual
+from pipeline.group_lasso.solver import Point
+from pipeline.memory import format_memory, parse_memory
 from store.errors import InvalidInputError
 
 Array = NDArray[np.float64]
@@ -145,25 +149,68 @@ def test_two_passes_in_the_ordinary_case_and_the_bytes_of_both_are_counted() -> 
     assert set(result.certificate.seconds) == {stage for stage, _, _ in stages}
 
 
+def fixed_bytes(X: Array, n_outputs: int = 4) -> int:
+    """What a solve needs besides the columns it holds."""
+    return plan_memory(ArraySource(X), n_outputs, 1, 0, 2**40).fixed
+
+
 def test_cache_far_smaller_than_the_data_gives_the_same_certified_solution() -> None:
     X, y = planted(p=3000)
     ample = group_lasso(X, y, penalty_ratio=0.4, tol=1e-7, kkt_tol=1e-5)
     column = 4 * len(X)
-    small = group_lasso(X, y, penalty_ratio=0.4, tol=1e-7, kkt_tol=1e-5, memory=60 * column)
+    allowed = fixed_bytes(X) + 60 * column
+    small = group_lasso(X, y, penalty_ratio=0.4, tol=1e-7, kkt_tol=1e-5, memory=allowed)
     assert 5 < len(ample.support) < 50
     assert small.certificate.certified
     assert small.certificate.cached_bytes <= 60 * column
+    assert small.certificate.projected_bytes <= allowed
     assert small.support.tolist() == ample.support.tolist()
     np.testing.assert_allclose(small.coef, ample.coef, atol=1e-3)
     assert violation(small, X, y) <= 1.2e-5
 
 
-def test_memory_that_cannot_hold_the_support_is_refused_with_what_would_do() -> None:
+def test_memory_that_cannot_work_is_refused_before_the_first_pass_with_the_least_that_can() -> None:
     X, y = planted(p=3000)
-    with pytest.raises(InvalidInputError, match=r"memory=1000 bytes is too small.*memory=19200"):
-        group_lasso(X, y, memory=1000)
-    with pytest.raises(InvalidInputError, match=r"the least that works here is memory=\d+"):
-        group_lasso(X, y, penalty_ratio=0.02, memory=4 * len(X) * 40)
+    source = ArraySource(X)
+    with pytest.raises(InvalidInputError, match=r"memory=1000 bytes is too small.*32 columns of 600 bytes") as refusal:
+        group_lasso(source, y, memory=1000)
+    assert source.passes == 0
+    least = int(str(refusal.value).rsplit("memory=", 1)[1].split()[0])
+    assert least == fixed_bytes(X) + 32 * 600
+    assert group_lasso(X, y, penalty_ratio=0.8, memory=least).certificate.certified
+    with pytest.raises(InvalidInputError, match=f"memory={least - 1} bytes is too small"):
+        group_lasso(X, y, memory=least - 1)
+
+
+def test_a_support_that_does_not_fit_is_refused_with_what_would_do() -> None:
+    X, y = planted(p=3000)
+    with pytest.raises(InvalidInputError, match=r"the least that works here is memory=\d+") as refusal:
+        group_lasso(X, y, penalty_ratio=0.02, memory=fixed_bytes(X) + 4 * len(X) * 40)
+    least = int(str(refusal.value).rsplit("memory=", 1)[1].split()[0])
+    assert least > fixed_bytes(X) + 4 * len(X) * 40
+
+
+def test_projected_use_is_announced_before_the_work() -> None:
+    X, y = planted()
+    said: list[str] = []
+    source = ArraySource(X)
+    result = group_lasso(source, y, memory="1.5 GiB", announce=lambda text: said.append(f"{source.passes} {text}"))
+    assert len(said) == 1
+    assert said[0].startswith("0 memory: ")
+    assert "projected of 1.50 GiB allowed: 600 columns of 600 B" in said[0]
+    assert 0 < result.certificate.projected_bytes < result.certificate.process_peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("2GiB", 2**31), ("1.5 GiB", 1610612736), ("500 MB", 500_000_000), (123, 123), ("64", 64)]
+)
+def test_sizes_are_numbers_of_bytes_or_text(text: int | str, n_bytes: int) -> None:
+    assert parse_memory(text) == n_bytes
+
+
+def test_a_printed_size_never_says_less_than_it_is() -> None:
+    for n_bytes in (1, 1023, 1025, 18413216, 2**30 + 1):
+        assert parse_memory(format_memory(n_bytes).replace(" ", "")) >= n_bytes
 
 
 def test_certificate_is_withheld_from_a_wrong_solution() -> None:
@@ -193,6 +240,31 @@ def test_certificate_is_withheld_from_a_wrong_solution() -> None:
         assert judged(coef, intercept)[1] > 1.1e-3
 
 
+@pytest.mark.parametrize("loss", ["softmax", "squared"])
+@pytest.mark.parametrize("wrong", ["shrunk", "missing", "stopped early"])
+def test_a_solver_that_goes_wrong_is_never_certified(wrong: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measure does not trust the solver: whatever point it is handed, all features are scored against it."""
+    right = path.minimise
+
+    def minimise(cache: Any, loss: Any, start: Point, accuracy: Any) -> Point:
+        if wrong == "stopped early":
+            return start
+        point = right(cache, loss, start, accuracy)
+        coef = point.coef * 0.97
+        if wrong == "missing":
+            coef = point.coef.copy()
+            coef[np.linalg.norm(coef, axis=1).argmax()] = 0
+        logits = cache.combine(cache.slots(point.support), coef) + point.intercept
+        return replace(point, coef=coef, logits=logits, residual=residual(loss, loss.predict(logits)))
+
+    monkeypatch.setattr(path, "minimise", minimise)
+    X, y = planted()
+    result = group_lasso(X, y, loss=loss, penalty_ratio=0.2)
+    assert not result.certificate.certified
+    assert "Not certified" in result.certificate.note
+    assert max(result.certificate.kkt_violation, result.certificate.relative_gap) > 1e-3
+
+
 def test_source_that_hides_violators_in_the_first_pass_is_still_solved() -> None:
     class Misleading(ArraySource):
         def first_pass(self, residual: Array) -> Any:
@@ -201,7 +273,7 @@ def test_source_that_hides_violators_in_the_first_pass_is_still_solved() -> None
 
     X, y = planted(p=3000)
     honest = group_lasso(X, y, penalty=0.05)
-    misled = group_lasso(Misleading(X), y, penalty=0.05, memory=4 * len(X) * 100)
+    misled = group_lasso(Misleading(X), y, penalty=0.05, memory=fixed_bytes(X) + 4 * len(X) * 100)
     assert misled.certificate.certified
     assert misled.certificate.objective == pytest.approx(honest.certificate.objective, rel=1e-4)
 
@@ -292,6 +364,12 @@ def nan_inside(X: Array) -> Array:
         ({"sample_weight": np.ones(3)}, r"shape \(3,\); it must be \(60,\)"),
         ({"sample_weight": np.zeros(60)}, "not all 0"),
         ({"tol": 0.0}, "tol=0.0"),
+        ({"memory": 0}, "memory=0 is not a size"),
+        ({"memory": "2 cups"}, "memory='2 cups' is not a size; .*'2GiB'"),
+        ({"y": None}, "y is not given, and a ndarray has no labels"),
+        ({"X": []}, "X is a list"),
+        ({"penalty_ratio": 0.0}, "penalty_ratio=0.0 .*above 0"),
+        ({"X": np.ones((60, 0))}, r"shape \(60, 0\)"),
     ],
 )
 def test_unusable_input_is_refused_in_one_sentence(change: dict[str, Any], message: str) -> None:
@@ -305,6 +383,35 @@ def test_value_that_is_not_finite_is_named() -> None:
     for bad in (nan_inside(X), nan_inside(X).astype(np.float16)):
         with pytest.raises(InvalidInputError, match=r"not finite.* feature 7"):
             group_lasso(bad, y)
+
+
+def test_every_sample_a_class_of_its_own_is_solved() -> None:
+    X = planted(n=12, p=40)[0]
+    result = group_lasso(X, np.arange(12), penalty_ratio=0.3)
+    assert result.certificate.certified
+    assert result.coef.shape == (40, 12)
+    assert violation(result, X, np.arange(12)) <= 1.1e-3
+
+
+def test_fewer_features_than_outputs_or_fewer_samples_than_features_make_no_difference() -> None:
+    X, y = planted()
+    for part in (X[:, :1], X[:, :3], X[:9]):
+        labels = y[: len(part)]
+        result = group_lasso(part, labels, penalty_ratio=0.3)
+        assert result.certificate.certified
+        assert violation(result, part, labels) <= 1.1e-3
+
+
+def test_infinite_and_huge_values_are_refused_or_right() -> None:
+    X, y = planted(n=60, p=50)
+    bad = X.copy()
+    bad[1, 2] = -np.inf
+    with pytest.raises(InvalidInputError, match=r"not finite.* feature 2"):
+        group_lasso(bad, y)
+    huge = group_lasso(X * 1e15, y, penalty_ratio=0.3)
+    plain = group_lasso(X, y, penalty_ratio=0.3)
+    assert huge.certificate.certified
+    assert huge.support.tolist() == plain.support.tolist()
 
 
 def test_class_with_no_weight_is_refused() -> None:

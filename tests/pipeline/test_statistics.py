@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import LAYERS, SPLITS, synthetic, write_all
 
-from pipeline.statistics import block_moments, compute_statistics, find_statistics, merge
+from pipeline.statistics import ARRAYS, block_moments, compute_statistics, find_statistics, merge
+from pipeline.store_source import StoreSource
 from store import create_store, open_store
+from store.results import list_results, read_result
 
 
 def test_statistics_equal_float64_numpy_on_training_samples(store, values) -> None:
@@ -20,6 +23,47 @@ def test_statistics_equal_float64_numpy_on_training_samples(store, values) -> No
     np.testing.assert_array_equal(moments.minimum, wide.min(0))
     np.testing.assert_array_equal(moments.maximum, wide.max(0))
     assert moments.count == 90
+
+
+def test_zeros_and_constant_features_are_counted_and_stored_by_layer(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    values = {
+        "a": np.maximum(rng.standard_normal((6, 70)), 0).astype(np.float16),
+        "b": rng.standard_normal((3, 70)).astype(np.float16),
+    }
+    values["a"][1], values["b"][0], values["b"][2, :] = 0, -3.5, -0.0
+    writer = create_store(tmp_path / "s.zarr", {"a": 6, "b": 3}, {"train": 70}, block_samples=32)
+    for block in writer.missing()["train"]:
+        samples = slice(*writer.store.splits["train"].block_range(block))
+        writer.write_block("train", block, {name: v[:, samples] for name, v in values.items()})
+    store = open_store(writer.uri)
+    moments = compute_statistics(store)
+    wide = np.concatenate(list(values.values()))
+    np.testing.assert_array_equal(moments.zeros, (wide == 0).sum(1))
+    np.testing.assert_allclose(moments.zero_share, (wide == 0).mean(1))
+    assert moments.zero_share[1] == moments.zero_share[8] == 1
+    assert np.flatnonzero(moments.constant).tolist() == [1, 6, 8]
+    stored = read_result(store, "statistics", list_results(store, "statistics")[0])
+    np.testing.assert_array_equal(stored.arrays["constant"], moments.constant)
+    assert stored.facts["layers"]["a"] == {
+        "features": 6,
+        "constant": 1,
+        "zero_share": round(float((values["a"] == 0).mean()), 6),
+    }
+    assert stored.facts["layers"]["b"]["constant"] == 2
+    assert find_statistics(store, "train").zeros.tolist() == moments.zeros.tolist()
+
+
+def test_the_first_pass_of_a_selection_leaves_the_same_statistics(store, tmp_path) -> None:
+    values, manifests = synthetic()
+    writer = create_store(tmp_path / "twin.zarr", LAYERS, SPLITS, manifests=manifests, block_samples=32)
+    write_all(writer, values)
+    twin = open_store(writer.uri)
+    StoreSource(twin, "standardize").first_pass(np.zeros((90, 1)))
+    here, there = compute_statistics(store), find_statistics(twin, "train")
+    assert there is not None
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
 
 
 def test_half_precision_statistics_survive_where_naive_ones_overflow(tmp_path) -> None:
@@ -55,6 +99,7 @@ def test_merged_moments_do_not_depend_on_the_cut(sizes, offset, seed) -> None:
     wide = x.astype(np.float64)
     np.testing.assert_allclose(total.mean, wide.mean(1), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(total.m2, wide.var(1) * x.shape[1], rtol=2e-6, atol=1e-9)
+    np.testing.assert_array_equal(total.zeros, (x == 0).sum(1))
     assert total.m2[2] == 0
     assert total.constant[2]
 

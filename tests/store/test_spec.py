@@ -53,6 +53,7 @@ CHANGED = {
     },
     "order of taps": spec(taps=BASE.taps[::-1]),
     "fewer taps": spec(taps=BASE.taps[:1]),
+    "the raw input besides": spec(taps=(TapSpec(name="input", module="", point="input"), *BASE.taps)),
     "tap point": spec(taps=(BASE.taps[0].model_copy(update={"point": "input"}), BASE.taps[1])),
     "target size": spec(pooling=PoolingSpec(target_sizes=(512, 8192))),
     "cls token": spec(pooling=PoolingSpec(target_sizes=(512,), cls_token="only")),

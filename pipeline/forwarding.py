@@ -1,0 +1,148 @@
+"""The backbone at work: a batch goes in, every layer's pooled features come out, feature-major and on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.settings import Settings
+from pipeline.taps import Capture, PlannedLayer
+from store.errors import InvalidInputError
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Forward:
+    """Context in which batches go through a model and their features into memory of the host.
+
+    On a GPU nothing waits: the copy from the device is under way, on a stream of its own, while the next batch is
+    computed. On the CPU each layer is written where it belongs as soon as it is pooled.
+
+    Parameters
+    ----------
+    model : Module
+        A frozen model in evaluation mode.
+    layers : sequence of PlannedLayer
+        What to capture.
+    settings : Settings
+        How to compute.
+    device : device
+        Where to compute; the model is moved there.
+
+    Examples
+    --------
+    >>> with Forward(model, layers, Settings(batch_size=2), device) as forward:  # doctest: +SKIP
+    ...     finish = forward(batch, out)
+    ...     finish()
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[PlannedLayer], settings: Settings, device: torch.device
+    ) -> None:
+        self._device = device
+        self._settings = settings
+        self._model = model.to(device).to(memory_format=settings.memory_format)
+        self._capture = Capture(self._model, layers)
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def n_behind(self) -> int:
+        """How many batches may be under way while the next is begun."""
+        return 0 if self._copying is None else 1
+
+    def __enter__(self) -> Self:
+        self._capture.__enter__()
+        if self._settings.compile:
+            # Hooks are part of what is compiled, so they come first.
+            self._capture.model = cast(nn.Module, torch.compile(self._model, dynamic=False))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._capture.__exit__(kind, error, traceback)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor, out: Tensor) -> Callable[[], None]:
+        """Begin to compute the features of a batch.
+
+        Parameters
+        ----------
+        batch : Tensor
+            Preprocessed images in memory of the host, shape (batch, channels, height, width).
+        out : Tensor
+            Where the features go, shape (feature, batch), layer by layer; float16 or float32.
+
+        Returns
+        -------
+        callable
+            Waits until the features are in `out`. Until it has returned, `out` must not be read.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If the batch is too large for the device.
+        InvalidInputError
+            If the model cannot be compiled.
+        """
+        if self._device.type == "cpu":
+            self._compute(batch, out)
+            return _nothing
+        there = torch.empty(out.shape, dtype=out.dtype, device=self._device)
+        self._compute(batch.to(self._device, non_blocking=True), there)
+        if self._copying is None:
+            out.copy_(there)
+            return _nothing
+        pinned = torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
+        self._copying.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._copying):
+            pinned.copy_(there, non_blocking=True)
+            there.record_stream(self._copying)
+            copied = self._copying.record_event()
+
+        def finish() -> None:
+            copied.synchronize()
+            out.copy_(pinned)
+
+        return finish
+
+    def _compute(self, batch: Tensor, out: Tensor) -> None:
+        with self._autocast():
+            if not self._settings.compile:
+                self._capture.into(batch, out)
+                return
+            try:
+                features = self._capture(self._padded(batch))
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise InvalidInputError(
+                    f"the backbone cannot be compiled here: {reason.rstrip('.')}; leave --compile out."
+                ) from error
+        row = 0
+        for values in features.values():
+            out[row : row + values.shape[1]].copy_(values[: len(batch)].T)
+            row += values.shape[1]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._settings.autocast == "none":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=_TYPES[self._settings.autocast])
+
+    def _padded(self, batch: Tensor) -> Tensor:
+        """Fill a short batch up: every shape is compiled anew, and its results may differ in the last digits."""
+        short = self._settings.batch_size - len(batch)
+        return torch.cat([batch, batch.new_zeros((short, *batch.shape[1:]))]) if short else batch
+
+
+def _nothing() -> None:
+    """Nothing is left to wait for."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory, of the device or the host, did not suffice."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,99 @@
+"""A store as a source of columns: memory decides how many threads scan it, and no result depends on that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import store_source
+from pipeline.compute import Threads
+from pipeline.group_lasso import group_lasso
+from pipeline.store_source import StoreSource, open_source, thread_bytes
+from store import ActivationStore, create_store, open_store
+from store.errors import InvalidInputError
+from store.spec import Manifest
+
+
+def small(path: Path, values: np.ndarray, labels: np.ndarray) -> ActivationStore:
+    """Store values of shape (sample, feature) as one layer."""
+    ids = [str(i) for i in range(len(labels))]
+    manifests = {"train": Manifest(ids, np.asarray(labels, np.int64), ids)}
+    writer = create_store(path, {"a": values.shape[1]}, {"train": len(values)}, manifests=manifests)
+    writer.write_block("train", 0, {"a": values.T.astype(np.float16)})
+    return open_store(writer.uri)
+
+
+@pytest.mark.parametrize("normalization", ["standardize", "unit_norm", "none"])
+def test_the_number_of_threads_changes_no_bit(store, normalization) -> None:
+    rng = np.random.default_rng(0)
+    residuals = rng.standard_normal((90, 3, 2))
+    found = []
+    for threads in (1, 2, 5):
+        source = StoreSource(store, normalization, pool=Threads(threads))
+        first = source.first_pass(residuals[:, :, 0])
+        found.append((first.scores, first.column_norms, source.correlate(residuals)))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_memory_decides_how_many_threads_scan(store, monkeypatch) -> None:
+    monkeypatch.setattr(store_source, "n_cores", lambda: 8)
+    each = thread_bytes(store, store.split("train"), 64)
+    for memory, threads in ((4 * 3 * each, 3), (1, 1), (2**31, 8)):
+        with open_source(store, "none", memory=memory) as source:
+            assert isinstance(source, StoreSource)
+            assert source.pool.n_threads == threads
+            assert source.scan_bytes(64) == threads * each
+
+
+def test_bytes_of_passes_and_columns_are_counted(store) -> None:
+    result = group_lasso(store, penalty_ratio=0.3)
+    chunks = sum(store.chunk_bytes(ref) for ref in store.chunks("train"))
+    assert result.certificate.passes == 2
+    assert result.certificate.bytes_read == store.reads.n_bytes
+    assert 2 * chunks < result.certificate.bytes_read < 4 * chunks
+
+
+def test_a_store_whose_features_are_all_constant_is_refused(tmp_path) -> None:
+    constant = small(tmp_path / "s.zarr", np.tile([1.0, -2.0, 0.0], (8, 1)), np.arange(8) % 2)
+    for normalization in ("standardize", "none"):
+        with pytest.raises(InvalidInputError, match="none varies with the targets"):
+            group_lasso(constant, normalization=normalization)
+
+
+def test_constant_features_of_a_store_are_never_selected(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    values = rng.standard_normal((40, 6)) + 2 * labels[:, None]
+    values[:, [1, 4]] = 6e4, 0
+    result = group_lasso(small(tmp_path / "s.zarr", values, labels), normalization="standardize", penalty_ratio=0.05)
+    assert result.certificate.certified
+    assert not set(result.support) & {1, 4}
+    np.testing.assert_array_equal(result.relevance[[1, 4]], -1)
+
+
+def test_at_penalty_max_nothing_is_selected_and_it_is_said_after_one_pass(store) -> None:
+    result = group_lasso(store, normalization="standardize", penalty_ratio=1.0)
+    assert len(result.support) == 0
+    assert result.certificate.passes == 1
+    assert "no feature is active" in result.certificate.note
+    assert len(group_lasso(store, normalization="standardize", penalty_ratio=0.99).support) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "validation"}, "no split 'validation'"),
+        ({"normalization": "unitnorm"}, "did you mean 'unit_norm'"),
+        ({"keep": 128}, "keep=128 is impossible; valid choices are 1 to 127"),
+        ({"memory": "1kB"}, "the least that works here is memory="),
+        ({"y": np.zeros(89)}, r"y has shape \(89,\).*90 samples"),
+    ],
+)
+def test_what_does_not_fit_the_store_is_refused_in_one_sentence(store, options, message) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        group_lasso(store, **options)
+    assert store.reads.n_bytes == 0

@@ -106,6 +106,7 @@ def show(uri: StoreArgument, as_json: Json = False) -> None:
     from store import open_store
     from store.aliases import list_aliases, resolve_store, split_uri
     from store.catalogue import describe_results
+    from store.spec import ExtractionSpec
 
     store = open_store(resolve_store(uri), allow_incomplete=True)
     root, name = split_uri(store.uri)
@@ -122,6 +123,7 @@ def show(uri: StoreArgument, as_json: Json = False) -> None:
         print_json(
             {
                 **store.summary,
+                "spec": store.spec.model_dump(mode="json"),
                 "aliases": aliases,
                 "state": state,
                 "missing": missing,
@@ -132,6 +134,10 @@ def show(uri: StoreArgument, as_json: Json = False) -> None:
         )
         return
     facts = {**store.summary, "bytes": human_bytes(store.n_bytes), "state": state}
+    if isinstance(store.spec, ExtractionSpec):
+        from pipeline.preprocessing import describe  # it loads PyTorch
+
+        facts["preprocessing"] = describe(store.spec.preprocessing)
     if aliases:
         facts["alias"] = ", ".join(aliases)
     print_facts(facts)

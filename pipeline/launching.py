@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 
@@ -37,7 +37,7 @@ from store.writer import StoreWriter
 
 FEW_TASKS = 32
 """A cluster's tasks hold one block each until there would be more than so many of them."""
-STOP_SECONDS = 60
+STOP_SECONDS = 300
 """How long a process that was told to stop may take to commit what it has begun."""
 
 
@@ -97,9 +97,9 @@ def write_on_devices(
     events: queue.SimpleQueue[tuple[_Child, dict[str, Any] | None]] = queue.SimpleQueue()
     children: list[_Child] = []
     try:
-        for number, device in enumerate(devices, start=1):
-            blocks = Shard(number, len(devices)).of(list(todo))
-            children.append(_Child(order, device, blocks, len(devices), events))
+        n = min(len(devices), len(todo))
+        for number, device in enumerate(devices[:n], start=1):
+            children.append(_Child(order, device, Shard(number, n).of(list(todo)), n, events))
         running = len(children)
         while running:
             child, event = events.get()
@@ -132,13 +132,13 @@ class _Child:
     ) -> None:
         self.device = device
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `end`)
-        paths = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        # The same modules as here, wherever they come from.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from pipeline.launching import main; main()"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.launching"],
+            [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._messages,
-            env=os.environ | {"PYTHONPATH": paths},
             cwd=order.folder,
             # A terminal's Ctrl-C goes to this process alone, which then stops the others once.
             start_new_session=True,
@@ -183,27 +183,32 @@ class _Child:
 
     def end(self) -> None:
         """Wait for the end of the process; kill it if that takes too long or is interrupted."""
+        assert self._process.stdout is not None
         try:
-            self._process.wait(STOP_SECONDS)
-        except BaseException:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+        finally:
             self._process.kill()
             self._process.wait()
-            raise
-        finally:
-            assert self._process.stdout is not None
             self._listening.join()
             self._process.stdout.close()
             self._messages.close()
 
 
-def main(orders: IO[str], reports: IO[str]) -> int:
-    """Do what one line of `orders` says, report each block, and stop when `orders` is closed; return an exit code."""
+def main() -> NoReturn:
+    """Do what a line on standard input says, report on standard output, and stop when the input is closed."""
+    # Whatever a library prints must not come between the reports.
+    reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(_work(sys.stdin, reports))
 
+
+def _work(orders: IO[str], reports: IO[str]) -> int:
     def report(**event: Any) -> None:
         reports.write(json.dumps(event) + "\n")
         reports.flush()
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     told = json.loads(orders.readline())
     finished = threading.Event()
     threading.Thread(target=_stop_at_end, args=(orders, finished), name="orders", daemon=True).start()
@@ -272,10 +277,3 @@ def write_task(store: ActivationStore, order: Order, blocks: Sequence[Block]) ->
         device = find_device(order.parameters.device)
         fresh = dict(write_blocks(_plans[key], StoreWriter(store), list(blocks), device, order.parameters.workers))
     return [fresh[block] for block in blocks]
-
-
-if __name__ == "__main__":
-    # Whatever a library prints must not come between the reports.
-    reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    sys.exit(main(sys.stdin, reports))

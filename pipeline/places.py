@@ -117,7 +117,7 @@ class Places:
         """Return the places of the embedding and of the logits; a model without classifier gives no logits."""
         whole = self._calls[""][0]
         heads = [call for call in self._anatomy.classifiers if call.input is not None and call.input.obstacle is None]
-        if not heads and getattr(self._anatomy.model, "num_classes", 0):
+        if not heads and getattr(self._anatomy.model, "num_classes", False):
             raise InvalidInputError(
                 f"{type(self._anatomy.model).__name__} has a classifier that timm does not name, so that its embedding "
                 f"and logits cannot be told apart; give module names instead of presets."

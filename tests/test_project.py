@@ -21,7 +21,15 @@ from flows.config import Head2ToeConfig, load_config
 from flows.demo import demo_config
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/operations.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/operations.md",
+    "docs/backbones.md",
+    "docs/data.md",
+    "docs/selection.md",
+)
 TOOLS = Path(sys.executable).parent
 REQUIRED = re.compile(r"\$\{(\w+):\?[^}]+\}")
 """A variable without which compose refuses to start, as ``${NAME:?message}``."""

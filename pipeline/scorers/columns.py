@@ -13,12 +13,34 @@ from numpy.typing import NDArray
 from pipeline.compute import Progress, map_tasks
 from pipeline.group_lasso import ColumnSource
 from pipeline.memory import format_memory
+from pipeline.store_source import StoreSource
+from store.activations import ActivationStore
 from store.errors import InvalidInputError
 
 Value = TypeVar("Value")
 Matrix = NDArray[np.float32]
 RANGE_BYTES = 8 * 2**20
 """Bytes of the columns of one task: enough to hide the cost of a request, few enough for every core to have some."""
+
+
+def score_columns(
+    function: Callable[[int, Matrix], Value], source: ColumnSource, stage: str, progress: Progress | None
+) -> list[Value]:
+    """Return what `map_columns` does of raw columns, computed where the store is scanned: on a cluster if there is one.
+
+    The function travels, so it must not write to anything of this process.
+    """
+    if isinstance(source, StoreSource):
+        shared = function, source.split.name
+        return source.pool.map(_on_raw, source.store, shared, column_ranges(source), stage=stage, progress=progress)
+    return map_columns(function, source, stage, progress)
+
+
+def _on_raw(
+    store: ActivationStore, shared: tuple[Callable[[int, Matrix], Value], str], features: NDArray[np.int64]
+) -> Value:
+    function, split = shared
+    return function(int(features[0]), store.columns(split, features))
 
 
 def map_columns(

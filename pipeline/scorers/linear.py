@@ -141,7 +141,7 @@ def fit_l1(
         if len(held) and (not len(wanted) or source.passes >= MOST_PASSES):
             break
         # The set at most doubles, since many violate the conditions only until a few are let in.
-        wanted = new[: max(LEAST_COLUMNS, len(held))]
+        wanted = new[: max(LEAST_COLUMNS, min(len(wanted), len(held)))]
         grown = np.sort(np.concatenate([held, wanted]))
         needed = COPIES * 4 * n * len(grown)
         if needed > memory:

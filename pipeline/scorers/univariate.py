@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.compute import Progress
 from pipeline.group_lasso import ColumnSource
-from pipeline.scorers.columns import Matrix, map_columns
+from pipeline.scorers.columns import Matrix, score_columns
+from store.errors import InvalidInputError
 
 Scores = NDArray[np.float64]
 Measure = Callable[[NDArray[np.float64], NDArray[np.int64]], Scores]
@@ -23,9 +24,16 @@ def variance(values: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
 
 
 def f_classif(values: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
-    """Return scikit-learn's ANOVA F; a feature that separates the classes perfectly gets a huge finite number."""
+    """Return scikit-learn's ANOVA F; a feature that separates the classes perfectly gets a huge finite number.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is one sample per class, so that nothing varies within classes.
+    """
     from sklearn.feature_selection import f_classif
 
+    _require_pair(labels, "f_classif")
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num(f_classif(values, labels)[0], posinf=float(np.finfo(np.float32).max))
 
@@ -77,7 +85,7 @@ def score_each(
     with warnings.catch_warnings():
         # Only a feature constant within each class is left for scikit-learn to warn of, and that is a good feature.
         warnings.filterwarnings("ignore", "Features .* are constant", UserWarning)
-        found = map_columns(work, source, "scoring each feature", progress)
+        found = score_columns(work, source, "scoring each feature", progress)
     scores = np.concatenate([s for s, _ in found])
     return scores, {"shifted_features": sum(n for _, n in found)} if shift else {}
 
@@ -89,8 +97,15 @@ def score_mutual_information(
 
     The estimate adds a little noise to break ties; it is seeded per feature, so that the score does not depend on
     which features are read together.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is one sample per class, so that none has a neighbour.
     """
     from sklearn.feature_selection import mutual_info_classif
+
+    _require_pair(labels, "mutual_info")
 
     def work(first: int, x: Matrix) -> Scores:
         scores = np.zeros(x.shape[1])
@@ -99,10 +114,18 @@ def score_mutual_information(
             scores[j] = mutual_info_classif(x[:, [j]], labels, discrete_features=False, random_state=noise)[0]
         return scores
 
-    return np.concatenate(map_columns(work, source, "scoring each feature", progress))
+    return np.concatenate(score_columns(work, source, "scoring each feature", progress))
 
 
 def score_at_random(source: ColumnSource, seed: int) -> Scores:
     """Return uniform random scores, the control; constant features get 0, which takes one pass to know."""
     norms = source.first_pass(np.zeros((source.n_samples, 1))).column_norms
     return np.where(norms > 0, np.random.default_rng(seed).random(source.n_features), 0.0)
+
+
+def _require_pair(labels: NDArray[np.int64], scorer: str) -> None:
+    if np.bincount(labels).max() < 2:
+        raise InvalidInputError(
+            f"scorer {scorer} needs a class with at least 2 training samples; all {len(labels):,} are of different "
+            "classes."
+        )

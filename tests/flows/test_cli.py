@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.stopping import command_line
 
 RUNNER = CliRunner()
 EXTRACT = ["extract", "--backbone", "test_resnet", "--weights", "random:0", "--data", "digits", "--image-size", "32"]
@@ -175,6 +176,7 @@ def test_help_names_every_command_and_starts_neither_torch_nor_prefect() -> None
 import sys
 sys.argv = ["head2toe", "--help"]
 from flows.cli import app
+from flows.stopping import command_line
 try:
     app()
 except SystemExit:
@@ -247,3 +249,15 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path) -> None:
 def test_a_shard_that_is_none_is_refused_by_its_text(tmp_path, shard) -> None:
     _, err = run(*EXTRACT, "--root", str(tmp_path / "root"), "--shard", shard, code=2)
     assert f"shard '{shard}' is not NUMBER/COUNT" in err
+
+
+def test_the_command_to_go_on_with_is_quoted_and_named_so_that_the_shell_finds_it(tmp_path, monkeypatch) -> None:
+    program = tmp_path / "head2toe"
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(program), "list", "it's here", "--json"])
+    monkeypatch.setenv("PATH", "")
+    assert shlex.split(command_line()) == sys.argv
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert command_line() == """head2toe list 'it'"'"'s here' --json"""
+    monkeypatch.setattr(sys, "argv", ["-c", "list"])
+    assert command_line() == "head2toe list"

@@ -55,6 +55,7 @@ def test_of_a_resumed_store_only_missing_blocks_count(small, tmp_path) -> None:
     assert found.bytes_left == found.bytes_total / 4
 
 
+@pytest.mark.slow
 def test_a_disk_that_cannot_hold_what_is_missing_is_refused_before_anything_is_written(
     small, tmp_path, monkeypatch
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_disk_that_cannot_hold_what_is_missing_is_refused_before_anything_is_w
         extract(small, str(tmp_path / "root"))
 
 
+@pytest.mark.slow
 def test_a_grown_store_counts_what_it_links_from_its_parent_as_there(small, tmp_path) -> None:
     parent = extract(small, str(tmp_path / "root"))
     with np.load(small.data) as arrays:

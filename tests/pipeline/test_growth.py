@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import extraction
 from pipeline.extraction import extract
+from pipeline.loading import Loader
 from pipeline.planning import ExtractionParameters
 from pipeline.verification import verify_store
 from store import open_store
@@ -34,13 +34,13 @@ def parameters(folder: Path, **changes: object) -> ExtractionParameters:
 def forwarded(monkeypatch) -> list[int]:
     """Sizes of the batches that went through the backbone."""
     sizes: list[int] = []
-    read = extraction._read_batch
+    load = Loader.load
 
-    def counting(backbone, images, indices):
+    def counting(loader, images, indices):
         sizes.append(len(indices))
-        return read(backbone, images, indices)
+        return load(loader, images, indices)
 
-    monkeypatch.setattr(extraction, "_read_batch", counting)
+    monkeypatch.setattr(Loader, "load", counting)
     return sizes
 
 

@@ -28,6 +28,7 @@ def plan(data: ImageData, root: Path, **changes: object) -> Plan:
     return plan_extraction(BASE.model_copy(update=changes), str(root), data=data)
 
 
+@pytest.mark.slow
 def test_every_value_given_is_in_the_spec_and_makes_another_store(data: ImageData, tmp_path: Path) -> None:
     own = plan(data, tmp_path)
     uris = {own.uri}

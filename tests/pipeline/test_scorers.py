@@ -126,6 +126,15 @@ def test_features_that_must_be_held_but_do_not_fit_are_refused_with_the_least_me
         score("l1", x, y, memory=1000)
 
 
+def test_few_samples_are_scored_or_refused() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)
+    for name in SCORERS:
+        if name in {"f_classif", "mutual_info"}:
+            with pytest.raises(InvalidInputError, match=f"{name} needs a class with at least 2 training samples; all"):
+                score(name, x, np.arange(4))
+        assert np.isfinite(score(name, x, np.array([0, 0, 1, 2]), **({"steps": 3} if name == "adam" else {}))[0]).all()
+
+
 # ---------------------------------------------------------------- l1 and l2
 
 

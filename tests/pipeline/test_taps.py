@@ -311,7 +311,9 @@ def test_several_target_sizes_at_once_are_what_each_alone_is(name: str, cls_toke
             assert torch.equal(together[f"{tap}@{target}"], features), (tap, target)
 
 
-@pytest.mark.parametrize("cls_token", ["pooled", "separate", "only"])
+@pytest.mark.parametrize(
+    "cls_token", ["separate", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("pooled", "only"))]
+)
 def test_stores_of_several_target_sizes_hold_what_each_alone_holds(tmp_path: Path, cls_token: ClsToken) -> None:
     for number in range(6):
         folder = tmp_path / "data" / ("train" if number < 4 else "test") / "ab"[number % 2]
@@ -359,7 +361,7 @@ def test_a_model_built_for_another_size_has_the_taps_of_its_architecture() -> No
     assert resolve_taps(model_structure("test_maxvit", 96), input_size=(3, 96, 96)) == native
 
 
-@pytest.mark.parametrize("name", ["iformer_t", "samvit_base_patch16_224"])
+@pytest.mark.parametrize("name", ["iformer_t", pytest.param("samvit_base_patch16_224", marks=pytest.mark.slow)])
 def test_the_embedding_is_a_vector_also_behind_a_head_that_pools(name: str) -> None:
     model = model_structure(name)
     layers = plan_layers(

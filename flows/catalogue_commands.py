@@ -180,17 +180,18 @@ def _of_statistics(inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def _of_selection(inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    ranking = inputs.get("ranking", {})
-    return (
-        f"{_number(inputs.get('keep'))} features kept, {_number(facts.get('support'))} in the support, "
-        f"{ranking.get('normalization')}, by {ranking.get('scorer')}"
-    )
+    ranking = {**inputs.get("ranking", {}), **inputs}
+    support = "" if facts.get("support") is None else f"{_number(facts['support'])} in the support, "
+    kept = f"{_number(inputs.get('keep'))} features kept"
+    return f"{kept}, {support}{ranking.get('normalization')}, by {ranking.get('scorer')}"
 
 
 def _of_head(inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     accuracy = ", ".join(f"{split} {100 * value:.1f} %" for split, value in facts.get("accuracy", {}).items())
-    layer = inputs.get("features", {}).get("layer")
-    return f"accuracy {accuracy}" + (f", on layer {layer}" if layer else "")
+    features = inputs.get("features", {})
+    on = f", on layer {features['layer']}" if features.get("layer") else ""
+    origin = f", selected on store {features['store']}" if features.get("store") else ""
+    return f"accuracy {accuracy}{on}{origin}"
 
 
 def _number(value: Any) -> str:

@@ -227,8 +227,8 @@ def estimate_seconds(
 ) -> Forecast:
     """Return the forecast with the time that one batch on the real device suggests.
 
-    Reading and computing overlap, so the slower of the two counts. It is an estimate: first reads may be slow, writing
-    and other programs are not accounted for, nor is what compiling gains, and devices are taken to be equal.
+    It is an estimate: first reads may be slow, writing and other programs are not accounted for, nor is what compiling
+    gains, and devices are taken to be equal.
 
     Parameters
     ----------
@@ -266,4 +266,6 @@ def estimate_seconds(
         if not is_out_of_memory(error):
             raise
         return found
-    return replace(found, seconds=max(reading, computing) / len(indices) * found.left / len(devices))
+    # Both overlap, but on a CPU they share its cores.
+    spent = reading + computing if devices[0].type == "cpu" else max(reading, computing)
+    return replace(found, seconds=spent / len(indices) * found.left / len(devices))

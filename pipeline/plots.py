@@ -58,29 +58,33 @@ def plot_relevance(selection: Selection, axes: Axes | None = None) -> Axes:
     Returns
     -------
     Axes
-        The picture: positive values are row norms on the support, over the largest; negative ones say how far a
-        feature is from entering.
+        The picture: values over the largest. Of a selection with a support, positive values are row norms on it;
+        negative ones say how far a feature is from entering.
     """
     axes = axes or _axes(6.0, 3.8)
-    ranked = np.sort(selection.relevance)[::-1]
-    kept, support = len(selection.indices), int((ranked > 0).sum())
+    order = np.argsort(-selection.relevance, kind="stable")
+    ranked = selection.relevance[order]
+    kept = np.flatnonzero(np.isin(order, selection.indices))
     # Row norms and distances from entering have different units; the largest norm becomes 1 to show both.
     scaled = np.where(ranked > 0, ranked / max(ranked[0], np.finfo(float).tiny), ranked)
     # Thinned on a logarithmic grid: a million points look the same and weigh a thousand times more.
     ranks = np.unique(np.geomspace(1, len(ranked), 2000).astype(int))
-    axes = axes or _axes(6.0, 3.8)
     axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.axvspan(1, kept, color=KEPT, alpha=0.12, linewidth=0, label=f"kept ({kept:,})")
+    axes.axvspan(kept[0] + 1, kept[-1] + 1, color=KEPT, alpha=0.12, linewidth=0, label=f"kept ({len(kept):,})")
     axes.plot(ranks, scaled[ranks - 1], color=KEPT)
-    if support:
-        axes.axvline(support, color="0.4", linewidth=1, linestyle=":", label=f"support ({support:,})")
     axes.set_xscale("log")
     axes.set_xlim(1, len(ranked))
     axes.set_xlabel("rank of feature")
-    # Zero is in the middle, so that each half can have its own label.
-    axes.set_ylim(-1.08, 1.08)
-    for height, label in ((0.75, "row norm / largest"), (0.25, "c / λ − 1")):
-        axes.text(-0.13, height, label, rotation=90, va="center", ha="right", transform=axes.transAxes)
+    if selection.support is None:
+        axes.set_ylabel("relevance / largest")
+    else:
+        # Zero is in the middle, so that each half can have its own label.
+        axes.set_ylim(-1.08, 1.08)
+        for height, label in ((0.75, "row norm / largest"), (0.25, "c / λ − 1")):
+            axes.text(-0.13, height, label, rotation=90, va="center", ha="right", transform=axes.transAxes)
+    if selection.support:
+        label = f"support ({selection.support:,})"
+        axes.axvline(selection.support, color="0.4", linewidth=1, linestyle=":", label=label)
     axes.set_title("relevance of all features, sorted", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     return _plain(axes)

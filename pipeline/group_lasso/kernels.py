@@ -1,4 +1,4 @@
-"""The inner loop: block coordinate descent on the quadratic model of a prox-Newton step, compiled."""
+"""The inner loops, compiled: block coordinate descent on the model of a prox-Newton step, and centring of columns."""
 
 from __future__ import annotations
 
@@ -149,3 +149,36 @@ def descend(
         since_full = 0 if full else since_full + 1
         full = worst <= tolerance or since_full >= 8
     return sweeps, False
+
+
+@njit(nogil=True, cache=True, fastmath=_REORDER)
+def centre_into(
+    fetched: NDArray[np.float32],
+    weights: NDArray[np.float64],
+    slots: NDArray[np.int64],
+    columns: NDArray[np.float32],
+    means: NDArray[np.float64],
+) -> None:
+    """Write columns, less their weighted means, into their slots, one after the other while it is in the cache.
+
+    Parameters
+    ----------
+    fetched : ndarray of shape (m, n), float32
+        Columns as the source gives them, one per row.
+    weights : ndarray of shape (n,), float64
+        Sample weights that sum to one.
+    slots : ndarray of shape (m,), int64
+        Where they go.
+    columns : ndarray of shape (capacity, n), float32
+        Where to; the rows in `slots` are overwritten.
+    means : ndarray of shape (capacity,), float64
+        The means that were subtracted; the entries in `slots` are overwritten.
+    """
+    for a in range(len(slots)):
+        x, centred = fetched[a], columns[slots[a]]
+        mean = 0.0
+        for i in range(len(weights)):
+            mean += weights[i] * x[i]
+        for i in range(len(weights)):
+            centred[i] = np.float32(x[i] - mean)
+        means[slots[a]] = mean

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.group_lasso.budget import FETCH_ELEMENTS, MemoryPlan
+from pipeline.group_lasso.kernels import centre_into
 from pipeline.group_lasso.losses import Array
 from pipeline.group_lasso.source import ColumnSource
 
@@ -146,13 +147,9 @@ class ColumnCache:
         self.size = max(self.size, int(slots.max(initial=-1)) + 1)
         step = max(1, FETCH_ELEMENTS // self._source.n_samples)
         for start in range(0, len(missing), step):
-            fetched = self._source.columns(missing[start : start + step])
-            target = slots[start : start + step]
-            block = fetched.T.astype(np.float64)
-            means = block @ self._mean_weights
-            block -= means[:, None]
-            self.columns[target] = block
-            self._means[target] = means
+            part = slice(start, start + step)
+            fetched = np.ascontiguousarray(self._source.columns(missing[part]).T)
+            centre_into(fetched, self._mean_weights, slots[part], self.columns, self._means)
         self._feature[slots] = missing
         self._slot[missing] = slots
         self._score[slots] = np.inf

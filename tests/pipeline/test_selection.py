@@ -308,3 +308,20 @@ def test_relevance_has_the_same_bits_whatever_the_number_of_threads(
     torch.set_num_threads(before)
     numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     assert len(stored) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of how a cluster of processes ends
+def test_per_feature_passes_run_on_a_cluster_with_the_same_result(wide_store, tmp_path, monkeypatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="part of the dev extra")
+    monkeypatch.setattr("pipeline.scorers.columns.RANGE_BYTES", 2**17)
+    found = []
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        for number, address in enumerate((None, cluster.scheduler_address)):
+            shutil.copytree(wide_store, tmp_path / f"{number}.zarr")
+            store = open_store(str(tmp_path / f"{number}.zarr"))
+            for scorer in ("variance", "chi2", "f_classif"):
+                selection = select_features(store, SelectionParameters(scorer=scorer), dask_address=address)
+                found.append((scorer, selection.certificate, selection.relevance.tobytes()))
+    assert store.reads.n_bytes == 0, "workers read it, not this process"
+    assert found[:3] == found[3:]

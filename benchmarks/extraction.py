@@ -86,7 +86,7 @@ def throughput(backbone: str, target_size: int, device: torch.device, n: int, bl
         plan = plan_extraction(parameters, folder, data=noise(n))
         settings = settle(plan, parameters, [device], None)
         # Few distinct images, so that many fit into memory.
-        ready = list(torch.randn(64, *plan.backbone.preprocessing.input_size))
+        ready = torch.randn(64, *plan.backbone.preprocessing.input_size).to(memory_format=settings.memory_format)
         plan = replace(plan, backbone=replace(plan.backbone, transform=lambda image: ready[image.number % len(ready)]))
         numbered = replace(plan.data.splits["train"], sources=tuple(map(_Numbered, range(n))))
         plan = replace(plan, data=replace(plan.data, splits={"train": numbered}))

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.account import Account, constant_layers
 from pipeline.block_writing import write_blocks
-from pipeline.compute import Progress
+from pipeline.compute import Progress, workers
 from pipeline.datasets import ImageData
 from pipeline.devices import device_name, find_devices
 from pipeline.forecast import Forecast, Outlook, check_place, check_space, estimate_seconds, forecast
@@ -204,7 +204,11 @@ def foresee(
 
 
 def _devices(parameters: ExtractionParameters) -> list[torch.device]:
-    return [] if parameters.dask_address else find_devices(parameters.device)
+    """Return where batches are computed here: nowhere, if a cluster answers that does it."""
+    if parameters.dask_address is None:
+        return find_devices(parameters.device)
+    with workers(parameters.dask_address):
+        return []
 
 
 def _begun(plan: Plan, outlook: Outlook) -> dict[str, Any] | None:
@@ -237,9 +241,12 @@ def _steps(
     order = Order(parameters=parameters, root=root, uri=plan.uri, folder=str(Path.cwd()))
     if not todo:
         return
-    if parameters.dask_address:
+    if parameters.dask_address is not None:
         yield from write_on_cluster(order, writer.store, todo, progress)
     elif len(devices) > 1:
+        # What trying a batch has left on the first device is needed there by another process now.
+        plan.backbone.model.to("cpu")
+        torch.cuda.empty_cache()
         yield from write_on_devices(order, todo, devices)
     else:
         yield from write_blocks(plan, writer, todo, devices[0], parameters.workers)

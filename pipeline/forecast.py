@@ -266,6 +266,6 @@ def estimate_seconds(
         if not is_out_of_memory(error):
             raise
         return found
-    # Both overlap, but on a CPU they share its cores.
-    spent = reading + computing if devices[0].type == "cpu" else max(reading, computing)
-    return replace(found, seconds=spent / len(indices) * found.left / len(devices))
+    # Both overlap, and devices work side by side, but on a CPU all share its cores.
+    spent = reading + computing if devices[0].type == "cpu" else max(reading, computing) / len(devices)
+    return replace(found, seconds=spent / len(indices) * found.left)

@@ -11,7 +11,7 @@ from store.errors import InvalidInputError
 LEAST_COLUMNS = 32
 FETCH_ELEMENTS = 1 << 21
 """Values fetched at a time."""
-_COLUMNS_PER_SAMPLE = 32
+_COLUMNS_PER_SAMPLE = 16
 _USUAL_COLUMNS = 4096
 
 

@@ -189,9 +189,12 @@ except SystemExit:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_in_mid_extraction_keeps_what_is_committed_and_prints_the_command_that_resumes(tmp_path, number) -> None:
+@pytest.mark.parametrize(("number", "device"), [(signal.SIGINT, "cpu"), (signal.SIGTERM, "cpu,cpu")])
+def test_ctrl_c_in_mid_extraction_keeps_what_is_committed_and_prints_the_command_that_resumes(
+    tmp_path, number, device
+) -> None:
     arguments = [*EXTRACT, "--root", str(tmp_path / "a root"), "--block-size", "50", "--batch-size", "5"]
+    arguments += ["--device", device]
     command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
     tmp_path /= "a root"
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -111,3 +111,9 @@ def test_a_worker_killed_in_mid_work_costs_time_but_not_the_result(cluster, smal
     assert done.left_to_others == 0
     assert contents(done.uri) == contents(whole)
     assert verify_store(open_store(done.uri)) == []
+
+
+def test_an_address_at_which_nobody_answers_is_refused_before_anything_is_written(small, tmp_path) -> None:
+    with pytest.raises(InvalidInputError, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:1'"):
+        extract(small.model_copy(update={"dask_address": "tcp://127.0.0.1:1"}), str(tmp_path / "root"))
+    assert not (tmp_path / "root").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +99,51 @@ def test_what_does_not_fit_the_store_is_refused_in_one_sentence(store, options, 
     with pytest.raises(InvalidInputError, match=message):
         group_lasso(store, **options)
     assert store.reads.n_bytes == 0
+
+
+MEASURE = """
+import sys
+from store import open_store
+from pipeline.group_lasso import group_lasso
+
+def anonymous():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+store = open_store(sys.argv[1])
+group_lasso(store, penalty_ratio=1.0)  # loads and compiles whatever will be needed
+before, most = anonymous(), 0
+
+def watch(stage, done, total):
+    global most
+    most = max(most, anonymous() - before)
+
+result = group_lasso(
+    store, normalization="standardize", penalty_ratio=0.3, memory=int(sys.argv[2]), progress=watch
+)
+print(result.certificate.certified, result.certificate.projected_bytes, most)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from /proc")
+def test_a_solve_keeps_to_its_memory_on_data_several_times_larger(tmp_path) -> None:
+    n, width, layers = 300, 4000, 50
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % 3
+    ids = [str(i) for i in range(n)]
+    names = [f"layer{i:02d}" for i in range(layers)]
+    manifests = {"train": Manifest(ids, labels, ids)}
+    writer = create_store(tmp_path / "s.zarr", dict.fromkeys(names, width), {"train": n}, manifests=manifests)
+    values = {name: rng.standard_normal((width, n), np.float32) for name in names}
+    for block in writer.missing()["train"]:
+        part = slice(*writer.store.splits["train"].block_range(block))
+        for name in names:
+            values[name][:20] += 0.7 * (labels == 1)
+        writer.write_block("train", block, {k: v[:, part].astype(np.float16) for k, v in values.items()})
+    allowed = 128 * 2**20
+    command = [sys.executable, "-c", MEASURE, writer.uri, str(allowed)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    certified, projected, used = ended.stdout.split()
+    assert certified == "True"
+    assert int(projected) <= allowed < 4 * n * width * layers / 1.5
+    assert int(used) <= int(projected)

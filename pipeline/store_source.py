@@ -88,9 +88,10 @@ def _score_and_measure(store: ActivationStore, scan: _Scan, stripe: Stripe) -> _
     products: NDArray[np.float64] | None = None
     for block in range(scan.split.n_blocks):
         x = scan.read(store, stripe, block)
+        origin = x[:, 0].double().numpy()
         part = block_moments(x)
         own = scan.weights[:, slice(*scan.split.block_range(block))].sum(1, dtype=np.float64)
-        product = scan.products(x, block) + np.outer(part.mean, own)
+        product = scan.products(x, block) + np.outer(origin, own)
         moments = merge(moments, part)
         products = product if products is None else products + product
     assert moments is not None

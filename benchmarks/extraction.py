@@ -274,7 +274,7 @@ def main() -> None:
     rows = []
     for backbone in ("resnet18", "vit_tiny_patch16_224"):
         for target_size in (512, 8192):
-            rows += throughput(backbone, target_size, torch.device("cpu"), n=512, block=128, bound=0.9)
+            rows += throughput(backbone, target_size, torch.device("cpu"), n=512, block=256, bound=0.9)
     report("extraction-cpu", rows + against_scripts() + memory() + resuming())
     if not torch.cuda.is_available():
         print("no GPU is at hand: its rows were not measured.")

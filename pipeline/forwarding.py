@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 from pipeline.settings import Settings
 from pipeline.taps import Capture, PlannedLayer
 from store.errors import InvalidInputError
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+"""Of glibc's malloc.h."""
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,6 +61,8 @@ class Forward:
         return 0 if self._copying is None else 1
 
     def __enter__(self) -> Self:
+        if self._device.type == "cpu":
+            _keep_freed_memory()
         self._capture.__enter__()
         if self._settings.compile:
             # Hooks are part of what is compiled, so they come first.
@@ -137,6 +144,17 @@ class Forward:
         """Fill a short batch up: every shape is compiled anew, and its results may differ in the last digits."""
         short = self._settings.batch_size - len(batch)
         return torch.cat([batch, batch.new_zeros((short, *batch.shape[1:]))]) if short else batch
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep the memory of activations for the next ones.
+
+    Hooks change the order in which memory is freed, and with it how often glibc gives it back to the system: new pages
+    in every layer made ViT-Tiny take 17 % longer than the bare model, 2 % without.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _nothing() -> None:

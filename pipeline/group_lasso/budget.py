@@ -16,7 +16,7 @@ _USUAL_COLUMNS = 4096
 
 
 class MemoryPlan(NamedTuple):
-    """How a budget is divided; without Python and its libraries, which take about 0.4 GiB of their own.
+    """How a budget is divided; without Python and its libraries, which take about 0.6 GiB of their own.
 
     Attributes
     ----------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline.verification import verify_store
 from store import open_store
@@ -34,6 +35,7 @@ def problems(uri: str) -> list[str]:
         return [str(error)]
 
 
+@pytest.mark.slow
 def test_two_hundred_flipped_bits_are_all_reported_and_none_is_returned_as_data(store) -> None:
     rng = np.random.default_rng(0)
     files = [path for path in sorted(Path(store.uri).rglob("*")) if path.is_file()]

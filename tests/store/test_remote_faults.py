@@ -21,6 +21,8 @@ from store.errors import Head2ToeError, InvalidInputError
 from store.faults import StorageError
 from store.objects import open_objects
 
+pytestmark = pytest.mark.slow
+
 P = sum(LAYERS.values())
 
 

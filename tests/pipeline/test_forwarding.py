@@ -75,6 +75,7 @@ def fails(monkeypatch, when: Callable[[int], bool], error: BaseException) -> Non
 # ---------------------------------------------------------------- memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
 def test_batches_that_do_not_fit_are_halved_from_that_block_on(small, whole, tmp_path, monkeypatch, error) -> None:
     """Pass 3 is the second batch of block 1: blocks before it keep their bytes, its own are of halved batches."""
@@ -166,6 +167,7 @@ def test_the_cpu_computes_in_float32_and_a_gpu_in_half_precision_if_that_is_stor
     assert autocast("cuda", autocast="bf16") == "bf16"
 
 
+@pytest.mark.slow
 def test_autocast_is_no_identity_and_a_resumed_store_keeps_its_own(small, tmp_path) -> None:
     half = ExtractionParameters.model_validate(small.model_dump() | {"autocast": "bf16"})
 

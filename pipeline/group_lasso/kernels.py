@@ -39,8 +39,9 @@ def descend(
         Cached columns, one per row, centred.
     slots : ndarray of shape (m,), int64
         Rows of `columns` in the working set.
-    predictions : ndarray of shape (K, n), float32
-        Probabilities at the expansion point; ignored for the squared loss.
+    predictions : ndarray of shape (K, n) or (K + 1, n), float32
+        Probabilities at the expansion point; ignored for the squared loss. The number of rows is even, here and below,
+        since rows are taken in pairs, which halves how often a column is loaded; a row too many is zero.
     weights : ndarray of shape (n,), float32
         Sample weights divided by n.
     softmax : bool
@@ -51,7 +52,7 @@ def descend(
         Start, and on return the minimiser.
     intercept : ndarray of shape (K,), float64
         Start, and on return the minimiser.
-    residual : ndarray of shape (K, n), float32
+    residual : ndarray of shape (K, n) or (K + 1, n), float32
         Minus the change of the model's gradient with respect to the logits since the expansion point: zero to begin
         with, and kept in step with `coef` and `intercept`. As only the change is in single precision, repeated model
         steps converge to double precision.
@@ -73,9 +74,11 @@ def descend(
     settled : bool
         Whether the tolerance was met.
     """
-    n, n_outputs = len(weights), gradient.shape[1]
+    n, n_outputs, n_rows = len(weights), gradient.shape[1], len(residual)
     target = np.empty(n_outputs)
-    step = np.empty(n_outputs)
+    total = np.empty(n_rows)
+    step = np.zeros(n_rows, dtype=np.float32)
+    ones = np.ones(n, dtype=np.float32)
     scaled = np.empty(n, dtype=np.float32)
     mean_step = np.empty(n, dtype=np.float32)
     active = np.empty(len(slots), dtype=np.bool_)
@@ -87,63 +90,60 @@ def descend(
         worst = 0.0
         for a in range(len(slots) + 1):
             is_intercept = a == len(slots)
-            if is_intercept:
-                h = intercept_curvature
-                for k in range(n_outputs):
-                    total = np.float32(0)
-                    for i in range(n):
-                        total += residual[k, i]
-                    step[k] = total / h
+            if not is_intercept and (not (full or active[a]) or curvature[a] <= 0):
+                continue
+            x = ones if is_intercept else columns[slots[a]]
+            h = intercept_curvature if is_intercept else curvature[a]
+            for k in range(0, n_rows, 2):
+                r, r_next = residual[k], residual[k + 1]
+                sum_, sum_next = np.float32(0), np.float32(0)
                 for i in range(n):
-                    scaled[i] = weights[i]
+                    sum_ += x[i] * r[i]
+                    sum_next += x[i] * r_next[i]
+                total[k], total[k + 1] = sum_, sum_next
+            moved = 0.0
+            if is_intercept:
+                for k in range(n_outputs):
+                    change = total[k] / h
+                    intercept[k] += change
+                    moved += change**2
+                    step[k] = change
             else:
-                if not (full or active[a]) or curvature[a] <= 0:
-                    continue
-                h = curvature[a]
-                x = columns[slots[a]]
                 length = 0.0
                 for k in range(n_outputs):
-                    total = np.float32(0)
-                    for i in range(n):
-                        total += x[i] * residual[k, i]
-                    target[k] = coef[a, k] + (gradient[a, k] + total) / h
+                    target[k] = coef[a, k] + (gradient[a, k] + total[k]) / h
                     length += target[k] ** 2
                 length = np.sqrt(length)
                 shrink = 1 - penalty / (h * length) if h * length > penalty else 0.0
                 active[a] = shrink > 0
                 for k in range(n_outputs):
-                    step[k] = shrink * target[k] - coef[a, k]
-                for i in range(n):
-                    scaled[i] = x[i] * weights[i]
-            moved = 0.0
-            for k in range(n_outputs):
-                moved += step[k] ** 2
+                    change = shrink * target[k] - coef[a, k]
+                    coef[a, k] += change
+                    moved += change**2
+                    step[k] = change
             if moved == 0:
                 continue
             worst = max(worst, h * np.sqrt(moved))
-            for k in range(n_outputs):
-                if is_intercept:
-                    intercept[k] += step[k]
-                else:
-                    coef[a, k] += step[k]
+            for i in range(n):
+                scaled[i] = x[i] * weights[i]
+                mean_step[i] = 0
             if softmax:
-                for i in range(n):
-                    mean_step[i] = 0
-                for k in range(n_outputs):
-                    d = np.float32(step[k])
+                for k in range(0, n_rows, 2):
+                    d, d_next = step[k], step[k + 1]
+                    p, p_next = predictions[k], predictions[k + 1]
                     for i in range(n):
-                        mean_step[i] += d * predictions[k, i]
+                        mean_step[i] += d * p[i] + d_next * p_next[i]
                 for i in range(n):
                     mean_step[i] *= scaled[i]
                 for k in range(n_outputs):
-                    d = np.float32(step[k])
+                    d, p, r = step[k], predictions[k], residual[k]
                     for i in range(n):
-                        residual[k, i] -= predictions[k, i] * (d * scaled[i] - mean_step[i])
+                        r[i] -= p[i] * (d * scaled[i] - mean_step[i])
             else:
                 for k in range(n_outputs):
-                    d = np.float32(step[k])
+                    d, r = step[k], residual[k]
                     for i in range(n):
-                        residual[k, i] -= d * scaled[i]
+                        r[i] -= d * scaled[i]
         if full and worst <= tolerance:
             return sweeps, True
         since_full = 0 if full else since_full + 1

@@ -18,7 +18,7 @@ _TRAIL = 5
 
 
 class _Iterate(NamedTuple):
-    """Coefficients, change of intercept, and minus the change of the gradient in the logits, shape (K, n)."""
+    """Coefficients, change of intercept, and minus the change of the gradient in the logits, shape (K or K + 1, n)."""
 
     coef: Array
     intercept: Array
@@ -67,9 +67,10 @@ def minimise_model(
     """
     n, n_outputs = predictions.shape
     curvature, intercept_curvature = _curvature(cache, loss, working, predictions)
-    fixed = np.ascontiguousarray(predictions.T, dtype=np.float32)
+    fixed = np.zeros((n_outputs + n_outputs % 2, n), dtype=np.float32)
+    fixed[:n_outputs] = predictions.T
     weights = (loss.weights / n).astype(np.float32)
-    now = _Iterate(coef.copy(), np.zeros(n_outputs), np.zeros((n_outputs, n), dtype=np.float32))
+    now = _Iterate(coef.copy(), np.zeros(n_outputs), np.zeros_like(fixed))
     trail: list[_Iterate] = []
     sweeps = 0
     while sweeps < _SWEEPS:
@@ -95,7 +96,7 @@ def minimise_model(
         trail.append(_Iterate(now.coef.copy(), now.intercept.copy(), now.residual.copy()))
         if len(trail) == _TRAIL:
             leap = _extrapolated(trail)
-            values = [_value(cache, working, coef, gradient, penalty, iterate) for iterate in (leap, now)]
+            values = [_value(fixed, weights, loss.softmax, coef, gradient, penalty, iterate) for iterate in (leap, now)]
             now = leap if values[0] < values[1] else now
             trail.clear()
     return now.coef - coef, now.intercept, sweeps
@@ -129,11 +130,21 @@ def _extrapolated(trail: list[_Iterate]) -> _Iterate:
 
 
 def _value(
-    cache: ColumnCache, working: Slots, start: Array, gradient: Array, penalty: float, iterate: _Iterate
+    predictions: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    softmax: bool,
+    start: Array,
+    gradient: Array,
+    penalty: float,
+    iterate: _Iterate,
 ) -> float:
-    """Return the objective of the model, up to a constant: its curvature term is −½ (change · residual)."""
-    n = iterate.residual.shape[1]
-    moved = iterate.coef - start
-    curved = cache.correlate(working, iterate.residual.T.astype(np.float64)) * n
-    half = (curved * moved).sum() + iterate.residual.sum(axis=1) @ iterate.intercept
-    return float(penalty * np.linalg.norm(iterate.coef, axis=1).sum() - (gradient * moved).sum() - half / 2)
+    """Return the objective of the model, up to a constant.
+
+    Its curvature term follows from the change of the gradient, ``r = v p ∘ (z − pᵀz)`` at each sample for a change z of
+    the logits: ``½ zᵀ diag(v) (diag p − p pᵀ) z = ½ Σ r² / (v p)``.
+    """
+    scale = predictions * weights if softmax else np.broadcast_to(weights, iterate.residual.shape)
+    squares = np.divide(iterate.residual**2, scale, out=np.zeros_like(iterate.residual), where=scale > 0)
+    length = float(np.linalg.norm(iterate.coef, axis=1).sum())
+    decrease = float((gradient * (iterate.coef - start)).sum())
+    return penalty * length - decrease + float(squares.sum(dtype=np.float64)) / 2

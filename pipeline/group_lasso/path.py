@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -29,6 +31,7 @@ _KEEP_FLOOR = 1e-3
 _NEAR = 0.1  # fetched with the violators: scores above (1 − 0.1) λ
 _FETCH_AT_ONCE = 2048  # rather than scan all features once more
 _MOST_PASSES = 40
+_PROBES = 3
 
 
 @dataclass(frozen=True)
@@ -149,13 +152,10 @@ class TwoPassSolver:
             If memory is too small for the support.
         """
         ordered = sorted(set(penalties), reverse=True)
-        points: list[Point] = []
-        point = replace(self._null, penalty=self.penalty_max)
         with single_threaded_blas():
-            for done, penalty in enumerate(ordered):
-                with self._stage("solve", done, len(ordered)):
-                    point = self._advance(point, penalty)
-                    points.append(point)
+            if self._cache.size < self._source.n_features:
+                self._probe(ordered)
+            points = self._exact(self._approach(ordered), len(ordered))
             solutions = dict(zip(ordered, map(self._solution, self._check(points)), strict=True))
         return [solutions[penalty] for penalty in penalties]
 
@@ -198,13 +198,63 @@ class TwoPassSolver:
                     note = f"Only {size} features can be selected, {keep} were asked for; relevance orders the rest."
                     return self._solution(replace(checked, note=note))
 
+    def _approach(self, penalties: Sequence[float]) -> Iterator[Point]:
+        """Yield a rough solution for each of some falling penalties, every one of which leads to the next."""
+        point = replace(self._null, penalty=self.penalty_max)
+        for penalty in penalties:
+            point = self._advance(point, penalty)
+            # Scores are computed here once for two: the next step along the path, and whoever continues from here.
+            self._cache.above(point.residual, point.penalty)
+            yield point
+
     def _advance(self, point: Point, penalty: float) -> Point:
         if penalty >= self.penalty_max:
             return replace(self._null, penalty=penalty)
         steps = max(1, int(np.ceil(np.log(penalty / min(point.penalty, self.penalty_max)) / np.log(_WARM_RATIO))))
         for between in np.geomspace(min(point.penalty, self.penalty_max), penalty, steps + 1)[1:]:
             point = approach(self._cache, self._loss, point, float(between), _WARM_ACCURACY)
-        return minimise(self._cache, self._loss, point, self._accuracy)
+        return point
+
+    def _probe(self, penalties: Sequence[float]) -> None:
+        """Scan all features for a few rough solutions and fetch what these lack.
+
+        What scores highest without any feature is not what the solutions need: to find that out from rough ones spares
+        a scan for all penalties, and solving them twice.
+        """
+        with self._stage("solve", 0, 0):
+            rough = [point for point in self._approach(penalties) if point.penalty < self.penalty_max]
+            some = sorted({round(at) for at in np.linspace(len(rough) - 1, 0, _PROBES + 1)[:-1]}) if rough else []
+            chosen = [minimise(self._cache, self._loss, rough[at], _WARM_ACCURACY) for at in some]
+        if not chosen:
+            return
+        with self._stage("scan", 0, 1):
+            residuals = np.stack([point.residual for point in chosen], axis=2)
+            scores = self._source.correlate(residuals) / self._source.n_samples
+        with self._stage("fetch", 0, 1):
+            closeness = (scores / [point.penalty for point in chosen]).max(axis=1)
+            closeness[self._cache.slots(np.arange(len(closeness))) >= 0] = 0.0
+            wanted = np.flatnonzero(closeness > 1 - _NEAR)
+            wanted = wanted[np.argsort(-closeness[wanted], kind="stable")]
+            self._cache.require(np.sort(wanted[: self._cache.capacity - self._cache.size]))
+
+    def _exact(self, points: Iterable[Point], count: int) -> list[Point]:
+        """Continue from rough solutions, by threads, to the optimum over the columns held.
+
+        Every thread bounds scores on its own, so that no result depends on which other is finished first.
+        """
+        pool = ThreadPoolExecutor(os.cpu_count(), "solver")
+        found: list[Point] = []
+        try:
+            with self._stage("solve", 0, 0):
+                solving = [
+                    pool.submit(minimise, self._cache.snapshot(), self._loss, point, self._accuracy) for point in points
+                ]
+            for future in solving:
+                with self._stage("solve", len(found), count):
+                    found.append(future.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return found
 
     def _check(self, points: Sequence[Point]) -> list[_Checked]:
         """Scan, repair and measure until every point is certified, or no more passes are allowed."""
@@ -225,11 +275,14 @@ class TwoPassSolver:
                 scores = self._source.correlate(residuals) / self._source.n_samples
             with self._stage("repair", 0, len(pending)):
                 self._fetch_violators(current, pending, scores)
-            repaired = self._null
+            limits = [current[at].penalty * (1 + allowed_excess(current[at], self._accuracy)) for at in pending]
+            violated = [at for at, limit, most in zip(pending, limits, scores.max(axis=0), strict=True) if most > limit]
+            moved = dict(zip(violated, self._exact([current[at] for at in violated], len(violated)), strict=True))
             for done, at in enumerate(pending):
                 with self._stage("repair", done, len(pending)):
-                    checked[at] = self._repair(current[at], np.ascontiguousarray(scores[:, done]), repaired)
-                repaired = current[at] = checked[at].point
+                    own = np.ascontiguousarray(scores[:, done])
+                    checked[at] = self._repair(current[at], moved.get(at, current[at]), own)
+                current[at] = checked[at].point
             # What was not repaired was measured exactly: another scan would tell the same.
             pending = [at for at in pending if not checked[at].certified and checked[at].score_slack > 0]
             if self._passes >= _MOST_PASSES:
@@ -255,29 +308,23 @@ class TwoPassSolver:
         near = np.flatnonzero(outside & (upper > (1 - _NEAR) * point.penalty))
         return near[np.argsort(-upper[near], kind="stable")]
 
-    def _repair(self, start: Point, scores: Array, neighbour: Point) -> _Checked:
+    def _repair(self, start: Point, point: Point, scores: Array) -> _Checked:
         """Let violators in; bound the scores of features not held by how far the residual moves since the scan."""
-        point = start
         slack = np.zeros_like(scores)
-        self._cache.require(point.support)
-        violated = scores.max() > point.penalty * (1 + allowed_excess(point, self._accuracy))
-        while violated:
+        while True:
+            if point is not start:
+                slack = self._norms * (spectral_norm(point.residual - start.residual) / self._source.n_samples)
             suspects = self._suspects(point, scores + slack)
             room = self._cache.capacity - len(point.support)
-            if point is not start and not 0 < len(suspects) <= min(room, _FETCH_AT_ONCE):
-                break
             if len(suspects) and room == 0:
                 raise self._cache.plan.too_small(len(point.support) + LEAST_COLUMNS)
-            self._cache.require(np.union1d(point.support, suspects[: min(room, self._cache.plan.fill)]))
-            # A repaired solution at a larger penalty may be a better place to start than one that lacks violators.
-            near = point is start and neighbour.objective(self._loss, point.penalty) < point.objective(self._loss)
-            if near and (self._cache.slots(neighbour.support) >= 0).all():
-                point = approach(self._cache, self._loss, neighbour, point.penalty, _WARM_ACCURACY)
-            moved = minimise(self._cache, self._loss, point, self._accuracy)
-            if moved is point:
+            if (point is not start and not 0 < len(suspects) <= min(room, _FETCH_AT_ONCE)) or not len(suspects):
                 break
-            point = moved
-            slack = self._norms * (spectral_norm(point.residual - start.residual) / self._source.n_samples)
+            self._cache.require(np.union1d(point.support, suspects[: min(room, self._cache.plan.fill)]))
+            further = minimise(self._cache, self._loss, point, self._accuracy)
+            if further is point:
+                break
+            point = further
         if point is not start:
             held = self._cache.held
             features = self._cache.features(held)
@@ -333,4 +380,5 @@ class TwoPassSolver:
         began = time.perf_counter()
         yield
         self._seconds[name] += time.perf_counter() - began
-        self._progress(name, done + 1, total)
+        if total:
+            self._progress(name, done + 1, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,6 +68,15 @@ class ColumnCache:
         self._drift_then = np.empty(capacity)
         self._drift = 0.0
         self._residual: Array | None = None
+
+    def snapshot(self) -> ColumnCache:
+        """Return a cache of the same columns that bounds scores on its own, for use by another thread.
+
+        Nothing may be fetched by either while the other is in use.
+        """
+        twin = copy.copy(self)
+        twin._score, twin._drift_then = self._score.copy(), self._drift_then.copy()
+        return twin
 
     @property
     def held(self) -> Slots:
@@ -175,23 +185,23 @@ class ColumnCache:
         if self._residual is not None:
             self._drift += spectral_norm(residual - self._residual)
         self._residual = residual
+        score, then = self._score[: self.size], self._drift_then[: self.size]
         norms = self._norms[self._feature[: self.size]]
-        bound = self._score[: self.size] + norms * (self._drift - self._drift_then[: self.size])
-        open_slots = np.flatnonzero(bound > threshold)
+        bound = score + norms * (self._drift - then)
+        # What was computed at this very residual is known, unless it was only just fetched.
+        open_slots = np.flatnonzero((bound > threshold) & ((then < self._drift) | np.isinf(score)))
         rough = np.ascontiguousarray(residual, dtype=np.float32)
-        scores = np.empty(len(open_slots))
-        for part, block in self._chunks(open_slots):
-            scores[part] = np.linalg.norm(block @ rough, axis=1)
         # The margin covers rounding in single precision; only where it leaves the answer open is double needed.
-        margin = 1e-6 * norms[open_slots] * float(np.linalg.norm(residual))
-        scores = scores / len(residual) + margin
-        unsure = (scores > threshold) & (scores <= threshold + 2 * margin)
-        scores[unsure] = np.linalg.norm(self.correlate(open_slots[unsure], residual), axis=1)
-        self._score[open_slots] = scores
-        self._drift_then[open_slots] = self._drift
-        found, scores = open_slots[scores > threshold], scores[scores > threshold]
-        order = np.lexsort((self._feature[found], -scores))
-        return found[order], scores[order]
+        margin = 1e-6 * float(np.linalg.norm(residual)) * norms
+        for part, block in self._chunks(open_slots):
+            chosen = open_slots[part]
+            score[chosen] = np.linalg.norm(block @ rough, axis=1) / len(residual) + margin[chosen]
+        then[open_slots] = self._drift
+        unsure = np.flatnonzero((score > threshold) & (score <= threshold + 2 * margin))
+        score[unsure] = np.linalg.norm(self.correlate(unsure, residual), axis=1)
+        found = np.flatnonzero(score > threshold)
+        order = np.lexsort((self._feature[found], -score[found]))
+        return found[order], score[found[order]]
 
     def correlate(self, slots: Slots, residual: Array) -> Array:
         """Return ``X̃ᵀR/n`` for the columns in `slots`.

@@ -228,8 +228,7 @@ def _newton(cache: ColumnCache, loss: Loss, working: Slots, start: Point, penalt
     if len(start.support):
         order = np.argsort(working, kind="stable")
         coef[order[np.searchsorted(working, cache.slots(start.support), sorter=order)]] = start.coef
-    intercept = start.intercept
-    logits = cache.combine(working, coef) + intercept
+    intercept, logits = start.intercept, start.logits.copy()
     sweeps = 0
     best, best_step = np.inf, 0
     forcing, previous = _FORCING, np.inf

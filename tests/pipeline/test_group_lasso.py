@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -133,6 +134,18 @@ def test_same_bits_from_run_to_run_and_for_any_number_of_threads() -> None:
         second = group_lasso(X.astype(np.float16), y, penalty_ratio=0.1)
     np.testing.assert_array_equal(first.relevance, second.relevance)
     np.testing.assert_array_equal(first.coef, second.coef)
+
+
+def test_a_path_is_the_same_to_the_last_bit_however_many_threads_solve_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = planted()
+    found = []
+    for n_threads in (1, 2, 5):
+        monkeypatch.setattr(os, "cpu_count", lambda n=n_threads: n)
+        found.append(group_lasso(X, y, penalty_ratio=[0.7, 0.5, 0.3, 0.2, 0.1]))
+    for other in found[1:]:
+        for one, same in zip(found[0].path, other.path, strict=True):
+            np.testing.assert_array_equal(one.support_coef, same.support_coef)
+            np.testing.assert_array_equal(one.relevance, same.relevance)
 
 
 def test_two_passes_in_the_ordinary_case_and_the_bytes_of_both_are_counted() -> None:

@@ -35,8 +35,10 @@ from pipeline.pooling import pool
 from pipeline.settings import Settings
 from pipeline.taps import plan_layers, resolve_taps
 from pipeline.tuning import settle
-from store import create_store
+from store import ActivationStore, create_store
+from store.records import BlockRecord
 from store.spec import PoolingSpec
+from store.writer import StoreWriter
 
 SMALL = ExtractionParameters(backbone="resnet18", weights="random:0", data="noise", image_size=64, device="cpu")
 """Of the rows about memory and resuming: what they show does not depend on the size of images."""
@@ -98,6 +100,10 @@ def throughput(backbone: str, target_size: int, device: torch.device, n: int, bl
         batches = [batch.contiguous(memory_format=settings.memory_format) for batch in batches]
         n_batches = -(-n // settings.batch_size)
         turns = iter(range(10**6))
+        between: list[float] = []
+
+        def extracted() -> None:
+            between.append(written(plan, settings, Path(folder) / f"{next(turns)}.zarr", device, block))
 
         def bare() -> None:
             model = plan.backbone.model.to(device).to(memory_format=settings.memory_format)
@@ -109,16 +115,17 @@ def throughput(backbone: str, target_size: int, device: torch.device, n: int, bl
                 torch.cuda.synchronize(device)
 
         seconds = alternate(
-            {
-                "bare": bare,
-                "extract": lambda: written(plan, settings, Path(folder) / f"{next(turns)}.zarr", device, block),
-            },
+            {"bare": bare, "extract": extracted},
             runs=2,
         )
     speed = {name: n / spent for name, spent in seconds.items()}
     what = f"{backbone}, T={target_size}, {device.type}"
     note = f"{speed['extract']:.1f} / {speed['bare']:.1f} images/s, batches of {settings.batch_size}"
-    return [at_least(f"{what}: images/s of extract / of model(x)", speed["extract"] / speed["bare"], bound, note)]
+    steady = (n - block) / float(np.median(between[1:])) / speed["bare"]
+    return [
+        at_least(f"{what}: images/s of extract / of model(x)", speed["extract"] / speed["bare"], bound, note),
+        {"what": f"{what}: the same between the first full block and the last", "value": steady},
+    ]
 
 
 @dataclass(frozen=True)
@@ -129,8 +136,13 @@ class _Numbered(Noise):
         return self
 
 
-def written(plan: Plan, settings: Settings, uri: Path, device: torch.device, block: int) -> None:
-    writer = create_store(
+def written(plan: Plan, settings: Settings, uri: Path, device: torch.device, block: int) -> float:
+    """Extract, and return the seconds from the moment the first block is full to the one when the last is.
+
+    In between as many blocks are written as are forwarded, as in the middle of a long extraction. Creating the store
+    and waiting for its last block take the same time whatever the number of images.
+    """
+    created = create_store(
         uri,
         {layer.name: layer.n_features for layer in plan.layers},
         {name: len(m.ids) for name, m in plan.manifests.items()},
@@ -139,9 +151,23 @@ def written(plan: Plan, settings: Settings, uri: Path, device: torch.device, blo
         provenance=settings.model_dump(),
         block_samples=block,
     )
+    writer = _Timed(created.store)
     todo = [(split, number) for split, blocks in writer.missing().items() for number in blocks]
     for _ in write_blocks(plan, writer, todo, device):
         pass
+    return writer.full[-1] - writer.full[0]
+
+
+class _Timed(StoreWriter):
+    """Notes when each block was full."""
+
+    def __init__(self, store: ActivationStore) -> None:
+        super().__init__(store)
+        self.full: list[float] = []
+
+    def write_block(self, *args: Any) -> BlockRecord:
+        self.full.append(time.perf_counter())
+        return super().write_block(*args)
 
 
 # ---------------------------------------------------------------- the script people write
@@ -274,7 +300,7 @@ def main() -> None:
     rows = []
     for backbone in ("resnet18", "vit_tiny_patch16_224"):
         for target_size in (512, 8192):
-            rows += throughput(backbone, target_size, torch.device("cpu"), n=512, block=256, bound=0.9)
+            rows += throughput(backbone, target_size, torch.device("cpu"), n=768, block=128, bound=0.9)
     report("extraction-cpu", rows + against_scripts() + memory() + resuming())
     if not torch.cuda.is_available():
         print("no GPU is at hand: its rows were not measured.")

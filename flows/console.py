@@ -150,3 +150,5 @@ def say_forecast(forecast: Forecast) -> None:
     say(f"samples: {samples}; layers: {forecast.layers:,}; features: {forecast.features:,}")
     say(f"size: {human_bytes(forecast.bytes_total)}, of which {human_bytes(forecast.bytes_left)} to be written{free}")
     say(f"work: {work}")
+    for note in forecast.notes:
+        say(f"note: {note}")

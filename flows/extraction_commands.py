@@ -80,15 +80,17 @@ def taps(
     """
     from pipeline.backbones import model_structure
     from pipeline.preprocessing import resolve_preprocessing
+    from pipeline.probing import trace
     from pipeline.taps import plan_layers, resolve_taps
     from store.spec import PoolingSpec
 
     model = model_structure(backbone, image_size)
     asked = None if image_size is None else (3, image_size, image_size)
     input_size = resolve_preprocessing(model, input_size=asked).input_size
-    chosen = resolve_taps(model, tuple(taps), tuple(exclude), input_size)
+    calls = trace(model, input_size)
+    chosen = resolve_taps(model, tuple(taps), tuple(exclude), input_size, calls)
     pooling = PoolingSpec(target_sizes=tuple(target_size), cls_token=cls_token.value)
-    layers = plan_layers(model, chosen, pooling, input_size)
+    layers = plan_layers(model, chosen, pooling, input_size, calls)
     rows: list[dict[str, Any]] = [
         {
             "layer": layer.name,
@@ -238,10 +240,9 @@ def extract(
         return
     with ProgressBars() as progress:
         done = extract_stage(parameters, root, progress, shard=part, announce=say_forecast)
-    for note in done.notes:
-        say(f"note: {note}")
-    if done.constant_layers:
-        say(f"note: constant over all images, which tells nothing of them: {', '.join(done.constant_layers)}.")
+    for note in done.remarks:
+        if note not in done.forecast.notes:
+            say(f"note: {note}")
     say(extraction_sentence(done.extracted, done.reused, done.seconds_saved, done.left_to_others))
     if done.bottleneck:
         say(done.bottleneck)

@@ -164,7 +164,7 @@ def head2toe(config: Head2ToeConfig) -> RunSummary:
     selected: SelectionRef = timed("selection", selection_task, extraction.uri, config.selection)
     head: HeadRef = timed("refit", refit_task, selected, config.refit, split)
     linear: HeadRef = timed("linear", linear_task, extraction.uri, config.selection, config.refit)
-    notes = _notes(config.extraction.weights)
+    notes = [*_notes(config.extraction.weights), *extraction.remarks, *filter(None, (extraction.bottleneck,))]
     results = [linear, head]
     report = timed("report", report_task, selected, results, seconds, notes, config.root)
     return RunSummary(

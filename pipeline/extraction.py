@@ -78,6 +78,14 @@ class Extraction:
     bottleneck: str = ""
     constant_layers: tuple[str, ...] = ()
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """All that a reader of the results must know, in sentences."""
+        if not self.constant_layers:
+            return self.notes
+        names = ", ".join(self.constant_layers)
+        return (*self.notes, f"constant over all images, which tells nothing of them: {names}.")
+
 
 def extract(
     parameters: ExtractionParameters,

@@ -57,6 +57,8 @@ class Forecast:
     seconds : float or None
         What this shard will take, estimated from one batch; None where none was tried, because little is left or
         because other machines do the work.
+    notes : tuple of str
+        Sentences on the images: what becomes of them, how they were split, and what is left out.
     """
 
     uri: str
@@ -70,6 +72,7 @@ class Forecast:
     bytes_left: int
     bytes_free: int | None
     seconds: float | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,7 @@ def forecast(plan: Plan, outlook: Outlook) -> Forecast:
         bytes_left=to_write,
         bytes_free=_free(plan.uri),
         seconds=None,
+        notes=plan.notes,
     )
 
 

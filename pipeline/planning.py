@@ -15,6 +15,7 @@ from pipeline.growth import Parent
 from pipeline.intake import OnBadImage, describe_skipped, known_digests, take_in
 from pipeline.pooling import ClsToken
 from pipeline.preprocessing import DEFAULT_PRESET, describe
+from pipeline.probing import trace
 from pipeline.settings import Autocast
 from pipeline.taps import PlannedLayer, plan_layers, resolve_taps
 from store.activations import open_store
@@ -210,9 +211,10 @@ def plan_extraction(
         std=parameters.std,
     )
     input_size = backbone.preprocessing.input_size
-    taps = resolve_taps(backbone.model, parameters.taps, parameters.exclude, input_size)
+    calls = trace(backbone.model, input_size)
+    taps = resolve_taps(backbone.model, parameters.taps, parameters.exclude, input_size, calls)
     pooling = PoolingSpec(target_sizes=parameters.target_sizes, cls_token=parameters.cls_token)
-    layers = plan_layers(backbone.model, taps, pooling, input_size)
+    layers = plan_layers(backbone.model, taps, pooling, input_size, calls)
     known = known_digests(root, data.class_names)
     if parent is not None:
         known.update(digest for samples in parent.content.values() for _, digest in samples)

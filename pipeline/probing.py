@@ -191,7 +191,7 @@ class _Copies(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no annotations
         self._originals: dict[Hashable, Hashable] = {}
         self._alive: list[Tensor] = []
 

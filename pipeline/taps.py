@@ -16,7 +16,7 @@ from pipeline.layouts import Layouts
 from pipeline.places import PRESETS, Place, Places, is_glob
 from pipeline.pooling import ClsToken, Layout, pool, pooled_size
 from pipeline.presets import LOGITS, PRE_LOGITS, Anatomy
-from pipeline.probing import Value, first_tensor, native_input_size, trace
+from pipeline.probing import Call, Value, first_tensor, native_input_size, trace
 from store.errors import InvalidInputError, suggest
 from store.spec import PoolingSpec, TapSpec
 
@@ -26,6 +26,7 @@ def resolve_taps(
     patterns: Sequence[str] = ("head2toe",),
     exclude: Sequence[str] = (),
     input_size: tuple[int, int, int] | None = None,
+    calls: tuple[Call, ...] | None = None,
 ) -> tuple[TapSpec, ...]:
     """Return the places in `model` that presets and patterns name, each tensor once, in order of depth.
 
@@ -42,6 +43,8 @@ def resolve_taps(
     input_size : tuple of int, optional
         (channels, height, width) of the images in pixels; the model's own size if not given. On small images
         tensors may coincide that do not otherwise, such as a last map of one position and the embedding.
+    calls : tuple of Call, optional
+        What `pipeline.probing.trace` finds for images of this size, where it is known already.
 
     Returns
     -------
@@ -55,7 +58,7 @@ def resolve_taps(
     """
     native = native_input_size(model)
     size = input_size or native
-    actual = Places(Anatomy(trace(model, size)))
+    actual = Places(Anatomy(calls or trace(model, size)))
     try:
         # At the native size no map has shrunk to one position, by which gates and embeddings are told from maps.
         places = actual if size == native else Places(Anatomy(trace(model, native)))
@@ -117,7 +120,11 @@ class PlannedLayer:
 
 
 def plan_layers(
-    model: nn.Module, taps: Sequence[TapSpec], pooling: PoolingSpec, input_size: tuple[int, int, int]
+    model: nn.Module,
+    taps: Sequence[TapSpec],
+    pooling: PoolingSpec,
+    input_size: tuple[int, int, int],
+    calls: tuple[Call, ...] | None = None,
 ) -> tuple[PlannedLayer, ...]:
     """Return the layers that `taps` yield for images of `input_size`, tap by tap and, within one, by target size.
 
@@ -131,6 +138,8 @@ def plan_layers(
         The pooling rule.
     input_size : tuple of int
         (channels, height, width) of the images in pixels.
+    calls : tuple of Call, optional
+        As for `resolve_taps`.
 
     Returns
     -------
@@ -142,7 +151,7 @@ def plan_layers(
     InvalidInputError
         If the model does not take images of this size, or a tap is not in it or cannot be pooled.
     """
-    calls = trace(model, input_size)
+    calls = calls or trace(model, input_size)
     places, layouts = Places(Anatomy(calls)), Layouts(calls)
     layers = []
     for tap in taps:

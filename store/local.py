@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ UNFINISHED = ".unfinished"
 STALE_SECONDS = 3600
 MAPPED_BYTES = 512 * 2**20
 """Bytes of files kept mapped: mapping one anew, page by page, takes longer than reading a few features from it."""
+WRITERS = 8
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
@@ -145,9 +147,10 @@ class LocalObjects:
         self._note((self.root / key).parent)
 
     def write_all(self, items: Iterable[tuple[str, Sequence[Data]]]) -> None:
-        """Write several files, one after the other."""
-        for key, parts in items:
-            self.write(key, parts)
+        """Write several files, a few at a time, so that the disk is waited for less often."""
+        with ThreadPoolExecutor(WRITERS) as threads:
+            for _ in threads.map(lambda item: self.write(*item), items):
+                pass
 
     def create(self, key: str, data: bytes) -> bool:
         """Write, sync and link, which fails on an existing name, so that one of several writers wins."""

@@ -46,6 +46,8 @@ def test_the_flow_runs_every_stage_and_a_second_run_extracts_nothing(tmp_path) -
     page = Path(first.report).read_text(encoding="utf-8")
     assert page.count("<svg") == 2
     assert "random weights" in page
+    assert "preprocessing is a" in page
+    assert [note for note in first.notes if "% of the time" in note]
     assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!["'#(])[^\s"')]+""", page), (
         "the page needs no other file"
     )

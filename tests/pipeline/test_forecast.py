@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from noise import N, noise
+from PIL import Image
 
 from pipeline import forecast
 from pipeline.extraction import extract, foresee
@@ -40,9 +41,23 @@ def test_a_dry_run_foretells_what_then_happens_and_writes_nothing(small, tmp_pat
     assert (told.uri, told.layers, told.features) == (store.uri, len(store.layers), store.n_features)
     assert told.bytes_left == told.bytes_total == occupied(root)
     assert heard == [done.forecast]
+    assert told.notes == done.notes
     assert done.forecast.left == done.extracted
     again = foresee(small, str(root))
     assert (again.left, again.reused, again.bytes_left, again.bytes_total) == (0, N, 0, told.bytes_total)
+
+
+@pytest.mark.slow
+def test_images_that_will_be_left_out_are_named_before(small, tmp_path) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(5):
+            colour = (number, 0, 255 if name == "ant" else 0)
+            Image.new("RGB", (32, 32), colour).save(tmp_path / "data" / name / f"{number}.png")
+    (tmp_path / "data" / "ant" / "empty.png").write_bytes(b"")
+    parameters = small.model_copy(update={"data": str(tmp_path / "data"), "on_bad_image": "skip"})
+    notes = foresee(parameters, str(tmp_path / "root")).notes
+    assert any(note.startswith("left out 1 image that cannot be used: ") and "ant/empty.png" in note for note in notes)
 
 
 def test_of_a_resumed_store_only_missing_blocks_count(small, tmp_path) -> None:

@@ -329,6 +329,7 @@ def test_a_layer_whose_weights_are_zero_is_named(small, tmp_path) -> None:
     torch.save(model.state_dict(), tmp_path / "zero.pth")
     done = extract(small.model_copy(update={"weights": str(tmp_path / "zero.pth")}), str(tmp_path / "root"))
     assert done.constant_layers == ("logits",)
+    assert done.remarks == (*done.notes, "constant over all images, which tells nothing of them: logits.")
 
 
 # ---------------------------------------------------------------- a GPU, where there is one

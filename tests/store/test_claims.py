@@ -44,15 +44,29 @@ def test_of_many_writers_at_once_exactly_one_wins(objects) -> None:
         assert sum(pool.map(attempt, claims)) == 1
 
 
+CLAIM_AND_DIE = (
+    "import sys, os; from store.claims import Claims; from store.objects import open_objects;"
+    "c = Claims(open_objects(sys.argv[1])); assert c.take('train', 0); os._exit(9)"
+)
+
+
 def test_the_claim_of_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path) -> None:
-    code = (
-        "import sys, os; from store.claims import Claims; from store.objects import open_objects;"
-        "c = Claims(open_objects(sys.argv[1])); assert c.take('train', 0); os._exit(9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    command = [sys.executable, "-c", CLAIM_AND_DIE, str(tmp_path)]
+    assert subprocess.run(command, check=False).returncode == 9
     with Claims(open_objects(tmp_path)) as ours:
         assert ours.take("train", 0)
         assert ours.holds("train", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_the_claim_of_a_dead_process_whose_parent_has_not_noticed_is_taken_over_at_once(tmp_path) -> None:
+    with subprocess.Popen([sys.executable, "-c", CLAIM_AND_DIE, str(tmp_path)]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        os.kill(child.pid, 0)
+        with Claims(open_objects(tmp_path)) as ours:
+            assert ours.take("train", 0)
+    assert child.returncode == 9
 
 
 def test_the_silent_claim_of_another_machine_is_taken_over_after_the_lease_and_a_renewed_one_is_not(tmp_path) -> None:

@@ -83,8 +83,11 @@ def fit(rows: list[dict[str, Any]]) -> None:
         return nnls(np.array(terms) / scale, np.ones(len(seconds)))[0]
 
     def columns(r: dict[str, Any]) -> float:
-        # The first pass multiplies by K columns, each later one by K for every penalty.
-        return r["classes"] * (1 + (r["passes"] - 1) * r["penalties"])
+        # The first pass multiplies by K columns, that for rough solutions by up to 3 K, later ones by K a penalty.
+        later = (r["passes"] - 1) * r["penalties"]
+        if r["passes"] > 2:
+            later += min(r["penalties"], 3) - r["penalties"]
+        return r["classes"] * (1 + later)
 
     passes = [[r["samples"] * r["features"] * r["passes"], r["samples"] * r["features"] * columns(r)] for r in rows]
     memory = [

@@ -12,24 +12,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from distributed import LocalCluster
 from numpy.typing import NDArray
 
-from benchmarks.problems import problem, standardized, write_store
+from benchmarks.problems import WIDTH, problem, standardized, write_store
 from benchmarks.ratios import alternate, at_least, at_most, report
 from pipeline.compute import map_tasks
 from pipeline.group_lasso import GroupLassoResult, group_lasso
+from pipeline.scorers.adam import fit_adam
 from pipeline.statistics import compute_statistics, read_wide
-from pipeline.store_source import StoreSource
+from pipeline.store_source import StoreSource, open_source
 from store import open_store
 from store.layout import ChunkRef
 
 GAP = 1e-4
+PAPERS_PENALTY = 1e-4
 TOLERANCES = (1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 1e-7)
 """A peer is timed with the loosest of these at which its solution is as good as ours must be."""
 
@@ -150,6 +154,30 @@ def many_classes(folder: Path, python: str) -> list[dict[str, Any]]:
     ]
 
 
+def against_adam(folder: Path, python: str) -> list[dict[str, Any]]:
+    """The paper's recipe at its own coefficient, on unit-norm features; at the better of its two learning rates."""
+    values, labels = problem(1000, 20_000, 10)
+    x = np.ascontiguousarray(values.T, np.float32)
+    for layer in np.split(x, x.shape[1] // WIDTH, axis=1):
+        layer /= np.linalg.norm(layer, axis=1, keepdims=True)
+    runs: list[tuple[float, float, float]] = []
+    for rate in (0.1, 0.01):
+        start = time.perf_counter()
+        fitted = fit_adam(x, labels, penalty=PAPERS_PENALTY, learning_rate=rate, steps=5000, seed=0, device="cpu")
+        runs.append((fitted.objective, time.perf_counter() - start, rate))
+    objective, spent, rate = min(runs)
+    start = time.perf_counter()
+    ours = group_lasso(x, labels, penalty=PAPERS_PENALTY, tol=GAP)
+    seconds = time.perf_counter() - start
+    note = f"{ours.certificate.objective:.5g} / {objective:.5g}, at a learning rate of {rate:g}"
+    what = "unit norm, penalty 1e-4, p=20,000"
+    return [
+        _certified(what, ours),
+        at_most(f"{what}: our objective / Adam's after 5,000 steps", ours.certificate.objective / objective, 1, note),
+        at_most(f"{what}: our seconds / Adam's", seconds / spent, 0.1, f"{seconds:.1f} / {spent:.1f} s"),
+    ]
+
+
 def _against(
     peers: Peers, library: str, penalties: NDArray[np.float64], ours: Callable[[], GroupLassoResult], loss: str
 ) -> tuple[float, float]:
@@ -246,6 +274,24 @@ def many_samples(folder: Path, python: str) -> list[dict[str, Any]]:
     ]
 
 
+def two_workers(folder: Path, python: str) -> list[dict[str, Any]]:
+    """Passes over p=500,000 by one Dask worker process and by two, of one thread each."""
+    store = open_store(write_store(folder / "wide.zarr", 1000, 500_000, 10))
+    residual = np.random.default_rng(0).standard_normal((1000, 10))
+    residual -= residual.mean(axis=0)
+    with ExitStack() as stack:
+        passes: dict[str, Callable[[], Any]] = {}
+        for n in (1, 2):
+            cluster = LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=":0")
+            address = stack.enter_context(cluster).scheduler_address
+            source = stack.enter_context(open_source(store, "standardize", dask_address=address))
+            source.first_pass(residual)
+            passes[f"{n}"] = partial(source.correlate, residual[:, :, None])
+        seconds = alternate(passes, 5)
+    note = f"{seconds['1']:.2f} / {seconds['2']:.2f} s"
+    return [at_least("two Dask workers: passes a second / with one", seconds["1"] / seconds["2"], 1.5, note)]
+
+
 def _forget(uri: str) -> None:
     """Remove the stored statistics, which a first run would find missing."""
     store = open_store(uri)
@@ -265,7 +311,9 @@ PARTS: dict[str, Callable[[Path, str], list[dict[str, Any]]]] = {
     "softmax": softmax,
     "squared": squared,
     "many_classes": many_classes,
+    "against_adam": against_adam,
     "from_store": from_store,
+    "two_workers": two_workers,
     "many_samples": many_samples,
 }
 

@@ -22,7 +22,7 @@ from pipeline.store_source import open_source
 from store.activations import ActivationStore
 from store.errors import InvalidInputError
 from store.layout import locate
-from store.results import Result, find_result, list_results, read_result, write_result
+from store.results import Result, find_result, list_results, read_inputs, read_result, write_result
 
 __all__ = ["Selection", "SelectionParameters", "read_selection", "select_features", "selection_features"]
 
@@ -236,9 +236,9 @@ def _no_certificate(scorer: str) -> dict[str, Any]:
 def _find_ranking(store: ActivationStore, inputs: dict[str, Any]) -> Result | None:
     """Return a stored selection of the same ranking, of the same stores if they are joined."""
     for name in list_results(store, "selections"):
-        result = read_result(store, "selections", name)
-        if all(result.inputs.get(part) == inputs.get(part) for part in ("ranking", "joined")):
-            return result
+        known = read_inputs(store, "selections", name)
+        if all(known.get(part) == inputs.get(part) for part in ("ranking", "joined")):
+            return read_result(store, "selections", name)
     return None
 
 

@@ -106,7 +106,7 @@ def split_uri(uri: str | os.PathLike[str]) -> tuple[str | None, str]:
     """Return the root and the name of what is at a URI; the root is None where a URL has no folder above."""
     text = os.fspath(uri)
     if "://" not in text:
-        path = os.path.normpath(os.path.expanduser(text))  # noqa: PTH111
+        path = os.path.normpath(os.path.expanduser(text))  # noqa: PTH111  (a path object would drop what normpath keeps)
         head, name = os.path.split(path if path not in {".", ".."} else os.path.realpath(path))
         return head or ".", name
     head, _, name = text.rstrip("/").rpartition("/")

@@ -178,7 +178,7 @@ def serve(delay: float) -> None:
 
     server = make_server("127.0.0.1", 0, atomic, threaded=True, request_handler=Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(server.server_port, flush=True)  # noqa: T201
+    print(server.server_port, flush=True)  # noqa: T201  (whoever started this process reads it)
     sys.stdin.read()
     os._exit(0)
 

@@ -39,10 +39,10 @@ def descend(
         Cached columns, one per row, centred.
     slots : ndarray of shape (m,), int64
         Rows of `columns` in the working set.
-    predictions : ndarray of shape (K, n) or (K + 1, n), float32
-        Probabilities at the expansion point; ignored for the squared loss. The number of rows is even, here and below,
-        since rows are taken in pairs, which halves how often a column is loaded; a row too many is zero.
-    weights : ndarray of shape (n,), float32
+    predictions : ndarray of shape (K or more, n or more), float32
+        Probabilities at the expansion point; ignored for the squared loss. The number of rows is even, since they are
+        taken in pairs, which halves how often a column is loaded; what exceeds K and n is zero.
+    weights : ndarray of shape (n or more,), float32
         Sample weights divided by n.
     softmax : bool
         Which curvature.
@@ -52,7 +52,7 @@ def descend(
         Start, and on return the minimiser.
     intercept : ndarray of shape (K,), float64
         Start, and on return the minimiser.
-    residual : ndarray of shape (K, n) or (K + 1, n), float32
+    residual : ndarray of the shape of `predictions`, float32
         Minus the change of the model's gradient with respect to the logits since the expansion point: zero to begin
         with, and kept in step with `coef` and `intercept`. As only the change is in single precision, repeated model
         steps converge to double precision.
@@ -74,7 +74,7 @@ def descend(
     settled : bool
         Whether the tolerance was met.
     """
-    n, n_outputs, n_rows = len(weights), gradient.shape[1], len(residual)
+    n, n_outputs, n_rows = columns.shape[1], gradient.shape[1], len(residual)
     target = np.empty(n_outputs)
     total = np.empty(n_rows)
     step = np.zeros(n_rows, dtype=np.float32)

@@ -202,7 +202,7 @@ class TwoPassSolver:
         """Yield a rough solution for each of some falling penalties, every one of which leads to the next."""
         point = replace(self._null, penalty=self.penalty_max)
         for penalty in penalties:
-            point = self._advance(point, penalty)
+            point = self._advance(replace(point, newton_steps=0, sweeps=0), penalty)
             # Scores are computed here once for two: the next step along the path, and whoever continues from here.
             self._cache.above(point.residual, point.penalty)
             yield point

@@ -15,7 +15,7 @@ from pipeline.group_lasso.screening import ColumnCache, Slots
 
 _NEWTON_STEPS = 100
 _STALLED_STEPS = 15  # without halving the error: rounding is all that is left
-_FORCING = 0.15  # how much more exact than the point the model is minimised
+_FORCING = 0.1  # how much more exact than the point the model is minimised
 _LEAST_GROWTH = 32
 
 
@@ -53,7 +53,7 @@ class Point:
     accuracy : Accuracy
         What was demanded of it.
     newton_steps, sweeps : int
-        Outer and inner iterations since the path began.
+        Outer and inner iterations since the previous penalty on the path.
     """
 
     penalty: float

@@ -43,7 +43,7 @@ bench: $(READY) ## measure ratios against limits (peers: bench-selection)
 
 bench-selection: $(READY) ## measure selection against adelie, celer, scikit-learn and one pass over the store
 	test -x .peers/bin/python || $(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install --quiet --disable-pip-version-check 'numpy<2' adelie celer scikit-learn
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check 'numpy<2' adelie celer 'scikit-learn<1.6'
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.scaling
 

@@ -80,7 +80,7 @@ class Peers:
         np.save(self.folder / "penalties.npy", penalties)
         program = Path(__file__).with_name("peers.py")
         command = [self.python, str(program), str(self.folder), library, str(tolerance)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         coef, intercept = (np.load(self.folder / f"{name}.npy") for name in ("coef", "intercept"))
         return Solved(coef, intercept, json.loads(done.stdout)["seconds"])
 

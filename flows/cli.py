@@ -66,8 +66,8 @@ app = typer.Typer(
 def demo(
     root: Annotated[str, typer.Option(help="Where stores and reports go.")] = "demo",
     weights: Annotated[
-        str, typer.Option(help="'random:SEED', 'pretrained' (needs a network), or a file.")
-    ] = "random:0",
+        str, typer.Option(help="'shipped', 'random:SEED', 'pretrained' (needs a network), or a file.")
+    ] = "shipped",
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on scikit-learn's handwritten digits; a second run extracts nothing.

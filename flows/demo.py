@@ -1,4 +1,4 @@
-"""The run that needs nothing but this package: real scans of handwritten digits through a small backbone."""
+"""The run that needs nothing but this package: real scans of handwritten digits through the backbone that ships."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pipeline.planning import ExtractionParameters
 from pipeline.selection import SelectionParameters
 
 BACKBONE = "test_resnet"
+WEIGHTS = "shipped"
 
 
-def demo_config(root: str, weights: str) -> Head2ToeConfig:
+def demo_config(root: str, weights: str = WEIGHTS) -> Head2ToeConfig:
     """Return the parameters of the demo.
 
     Parameters
@@ -17,7 +18,7 @@ def demo_config(root: str, weights: str) -> Head2ToeConfig:
     root : str
         Folder or URL under which stores and reports lie.
     weights : str
-        ``random:SEED``, ``pretrained`` or a checkpoint file.
+        ``shipped``, ``random:SEED``, ``pretrained`` or a checkpoint file.
     """
     return Head2ToeConfig(
         root=root,

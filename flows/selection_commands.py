@@ -41,6 +41,10 @@ def select(
         str, typer.Option(metavar="N", help=f"What the head sees: {NORMALIZATIONS}.")
     ] = "standardize",
     split: Annotated[str, typer.Option(help="Training samples.")] = "train",
+    tolerance: Annotated[
+        str | None,
+        typer.Option(metavar="T", help="group_lasso: relative duality gap, 1e-4; l1: violation over λ, 1e-3."),
+    ] = None,
     steps: Annotated[str | None, typer.Option(metavar="N", help="Steps of adam; default 500.")] = None,
     learning_rate: Annotated[str | None, typer.Option(metavar="RATE", help="Of adam at first; default 0.1.")] = None,
     seed: Annotated[
@@ -140,15 +144,31 @@ def refit(
     normalization: Annotated[
         str, typer.Option(metavar="N", help=f"What the baseline sees: {NORMALIZATIONS}; a selection keeps its own.")
     ] = "standardize",
-    max_iterations: Annotated[int, typer.Option(min=1, help="Upper bound of L-BFGS iterations.")] = 500,
-    seed: Annotated[int, typer.Option(help="Chooses the validation samples.")] = 0,
+    optimizer: Annotated[
+        str, typer.Option(metavar="O", help="lbfgs, stopped by held-out samples, or adam, the paper's recipe.")
+    ] = "lbfgs",
+    max_iterations: Annotated[
+        str | None, typer.Option(metavar="N", help="Upper bound of iterations of lbfgs; default 500.")
+    ] = None,
+    validation_fraction: Annotated[
+        str | None, typer.Option(metavar="V", help="Share of samples that stops lbfgs; default 0.2, none is 0.")
+    ] = None,
+    patience: Annotated[
+        str | None, typer.Option(metavar="N", help="Iterations of lbfgs without a better validation loss; default 15.")
+    ] = None,
+    learning_rate: Annotated[str | None, typer.Option(metavar="RATE", help="Of adam at first; default 0.01.")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N", help="Steps of adam; default 500.")] = None,
+    seed: Annotated[str, typer.Option(metavar="N", help="Of what is held out, or of adam's draws.")] = "0",
     join: Join = None,
     as_json: Json = False,
 ) -> None:
     """Train a head on the selected columns only, and print its accuracy.
 
+    Options that do not matter to the optimizer are refused; docs/refit.md says what each does.
+
     Example: head2toe refit stores/<fingerprint>.zarr --selection 3f2a
     """
+    given = locals()
     from pipeline.refit import RefitParameters
     from pipeline.refit import refit as refit_stage
     from pipeline.selection import selection_features
@@ -159,8 +179,9 @@ def refit(
         raise typer.BadParameter("give either --selection ID or --linear; `head2toe show STORE` lists the selections.")
     if selection is None and selection_from is not None:
         raise typer.BadParameter("--selection-from says where the --selection is; there is none with --linear.")
+    known = RefitParameters.model_fields
+    parameters = RefitParameters.model_validate({name: value for name, value in given.items() if name in known})
     store = _open(uri, join)
-    parameters = RefitParameters(max_iterations=max_iterations, seed=seed)
     if selection is not None:
         origin = store if selection_from is None else open_store(resolve_store(selection_from))
         chosen, features = selection_features(store, selection, origin)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from pipeline.preprocessing import DEFAULT_PRESET, make_transform, parse_input_size, resolve_preprocessing
 from pipeline.probing import trace
-from pipeline.weights import download_weights, hub_is_reachable, is_cached, read_weights
+from pipeline.weights import (
+    SHIPPED,
+    download_weights,
+    hub_is_reachable,
+    is_cached,
+    read_weights,
+    shipped_weights,
+)
 from store.errors import InvalidInputError, suggest
 from store.spec import DIGEST_LENGTH, BackboneSpec, PreprocessingSpec, canonical_json
 
@@ -66,14 +73,15 @@ def load_backbone(
     """Build a timm model, fill it with weights, freeze it and resolve its preprocessing.
 
     The classification layer is kept as it was pretrained, so that the logits can be captured. Preprocessing not given
-    is what timm lists for the model and tag.
+    is what timm lists for the model and tag, or what shipped weights were trained with.
 
     Parameters
     ----------
     name : str
         timm model name with or without tag, such as ``"resnet50.a1_in1k"``, or ``"hf-hub:<repository>"``.
     weights : str
-        ``"pretrained"``; the path of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file; or ``"random:<seed>"``.
+        ``"pretrained"``; ``"shipped"``, those inside this package; the path of a ``.safetensors``, ``.pth``, ``.pt`` or
+        ``.bin`` file; or ``"random:<seed>"``.
     input_size : int or sequence of int, optional
         Side, (height, width) or (3, height, width) in pixels.
     preset, interpolation, crop_mode, crop_pct, mean, std
@@ -90,7 +98,14 @@ def load_backbone(
         If the name is unknown, the weights cannot be had or do not fit, or a preprocessing value is invalid.
     """
     size = None if input_size is None else parse_input_size(input_size)
-    structure, arguments = _structure(name, size)
+    shipped = shipped_weights(name) if weights == SHIPPED else None
+    if shipped is not None and size is None:
+        size = parse_input_size(shipped.preprocessing["input_size"])
+    own = {} if shipped is None else {"num_classes": shipped.num_classes}
+    structure, arguments = _structure(name, size, own)
+    if shipped is not None:
+        listed: Any = structure.pretrained_cfg
+        listed.update(shipped.preprocessing)
     preprocessing = resolve_preprocessing(
         structure,
         input_size=size,
@@ -103,11 +118,14 @@ def load_backbone(
     )
     if size is not None:
         trace(structure, size)
-    model = _fill(structure, name, weights, arguments)
+    model = _fill(structure, name, weights if shipped is None else str(shipped.path), arguments)
     model.eval().requires_grad_(False)
     spec = BackboneSpec(
         architecture=_architecture(name, model),
-        arguments={"num_classes": int(getattr(model, "num_classes", 0)), **{k: list(v) for k, v in arguments.items()}},
+        arguments={
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()},
+            "num_classes": int(getattr(model, "num_classes", 0)),
+        },
         weights_digest=weights_digest(model),
     )
     return Backbone(model, name, weights, spec, preprocessing, make_transform(preprocessing))
@@ -156,24 +174,27 @@ def weights_digest(model: nn.Module) -> str:
     return total.hexdigest()[:DIGEST_LENGTH]
 
 
-def _structure(name: str, size: tuple[int, int, int] | None) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the model on the meta device, and the arguments that adapt it to the input size."""
+def _structure(
+    name: str, size: tuple[int, int, int] | None, own: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model on the meta device, and its arguments: its own and those that adapt it to the input size."""
     _check_name(name)
+    own = dict(own or {})
     with torch.device("meta"):
         try:
-            model = _create(name)
+            model = _create(name, **own)
         except Exception as error:
             if ":" not in name:
                 raise
             raise InvalidInputError(f"backbone {name!r} cannot be had from the hub: {_reason(error)}.") from error
         native = tuple(resolve_model_data_config(model)["input_size"])
         if size is None or size == native:
-            return model.eval(), {}
-        arguments = {"img_size": size[1:]}
+            return model.eval(), own
+        arguments = {**own, "img_size": size[1:]}
         try:
             return _create(name, **arguments).eval(), arguments
         except TypeError:  # a fully convolutional model takes images of any size and has no such argument
-            return model.eval(), {}
+            return model.eval(), own
         except Exception as error:
             height, width = size[1:]
             raise InvalidInputError(

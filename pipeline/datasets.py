@@ -1,7 +1,8 @@
-"""Data sets by name: a folder, an array file, a name that a library knows, or scikit-learn's digits."""
+"""Data sets by name: a folder, an array file, a name that a library knows, or one that needs no file at all."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from pipeline.image_data import ImageData, ImageSplit, make_split
 from pipeline.images import ArrayImage, FileImage
 from pipeline.labels import stratified_test_ids
 from pipeline.library_data import FOLDERS, PREFIXES, LibraryOptions, load_library_data
+from pipeline.offline.tasks import PREFIX as OFFLINE
+from pipeline.offline.tasks import draw_task, find_task
 from store.errors import InvalidInputError
 
 __all__ = ["ImageData", "ImageSplit", "LibraryOptions", "from_arrays", "load_data"]
@@ -27,6 +30,7 @@ def load_data(name: str, options: LibraryOptions | None = None) -> ImageData:
     ----------
     name : str
         ``"digits"``: scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, 1,000 for training and 797 for testing.
+        ``"offline/<task>"``: a task of `pipeline.offline.tasks`, drawn from its seed.
         ``"folder:<path>"`` or a path: see `pipeline.folders.list_folder` for the layouts. A path ending in ``.npz``:
         see `pipeline.arrays.load_npz`. ``"torch/…"``, ``"hfds/…"``, ``"wds/…"``: see
         `pipeline.library_data.load_library_data`.
@@ -64,13 +68,16 @@ def _load(name: str, options: LibraryOptions | None) -> ImageData:
         )
     if name == "digits":
         return _digits()
+    if prefix == OFFLINE and slash and not Path(name).exists():
+        task = find_task(rest)
+        return replace(_digits(), name=name, group=task.group) if task.draw is None else draw_task(task)
     path = Path(name.removeprefix("folder:")).expanduser()
     if path.suffix == ".npz":
         return load_npz(name, path)
     if not name.startswith("folder:") and not path.is_dir():
         raise InvalidInputError(
-            f"data {name!r} is no existing path; give 'digits', a folder or an .npz file, or a name such as "
-            "'torch/cifar10', 'hfds/<repository>' or 'wds/<folder>'."
+            f"data {name!r} is no existing path; give 'digits', 'offline/<task>', a folder or an .npz file, or a name "
+            "such as 'torch/cifar10', 'hfds/<repository>' or 'wds/<folder>'."
         )
     return _folder(name, path)
 

@@ -98,6 +98,8 @@ class ImageData:
         How the splits were made, where that was not the data's own doing.
     prescribed : bool
         The samples are those of a benchmark's own lists, in which a class may have one training sample or none.
+    group : str
+        Group of tasks of a benchmark, such as VTAB's ``"natural"``, or empty.
     """
 
     name: str
@@ -105,6 +107,7 @@ class ImageData:
     splits: dict[str, ImageSplit]
     note: str = ""
     prescribed: bool = False
+    group: str = ""
 
     def check_classes(self) -> None:
         """Refuse training data in which a class has a single sample, which cannot be both learnt from and tested on.

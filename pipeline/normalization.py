@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from pipeline.statistics import block_moments
 from store.activations import ActivationStore
+from store.errors import InvalidInputError, suggest
 from store.layout import locate
 
 Normalization = Literal["unit_norm", "standardize", "none"]
@@ -35,3 +39,56 @@ def renormalize(store: ActivationStore, indices: NDArray[np.int64], values: NDAr
     for _, positions in locate(tuple(store.layers.values()), indices):
         part = values[:, positions]
         values[:, positions] = part * inverse(np.linalg.norm(part, axis=1))[:, None]
+
+
+def fit_normalizer(
+    store: ActivationStore, indices: NDArray[np.int64], normalization: str, raw: NDArray[np.float32]
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return what makes gathered columns what a head sees, with statistics of given training samples alone.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Says which layer an index belongs to.
+    indices : ndarray of int64, shape (m,)
+        Global indices of the columns.
+    normalization : {"unit_norm", "standardize", "none"}
+        As in section 6 of the design.
+    raw : ndarray of float32, shape (sample, m)
+        Raw values of those columns for the training samples; not changed.
+
+    Returns
+    -------
+    callable
+        From raw columns of any samples, shape (sample, m), to new, normalised ones.
+
+    Raises
+    ------
+    InvalidInputError
+        If the normalization is unknown.
+    """
+    check_normalization(normalization)
+    if normalization == "standardize":
+        moments = block_moments(torch.tensor(raw.T))
+        mean, scale = moments.mean.astype(np.float32), inverse(moments.std)
+        return lambda values: (values - mean) * scale
+
+    def apply(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        values = values.copy(order="K")
+        if normalization == "unit_norm":
+            renormalize(store, indices, values)
+        return values
+
+    return apply
+
+
+def check_normalization(name: str) -> None:
+    """Refuse a normalization that is unknown.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is.
+    """
+    if name not in NORMALIZATIONS:
+        raise InvalidInputError(f"normalization={name!r} is unknown; {suggest(name, NORMALIZATIONS)}")

@@ -15,6 +15,7 @@ from pipeline.compute import Item, Progress, Shared, Threads, Value, Workers, n_
 from pipeline.group_lasso.source import ColumnSource, FirstPass
 from pipeline.joined_source import JoinedSource
 from pipeline.joined_store import JoinedStore, join_stores
+from pipeline.layer_view import LayerView
 from pipeline.memory import DEFAULT_MEMORY
 from pipeline.normalization import NORMALIZATIONS, Normalization, inverse
 from pipeline.statistics import (
@@ -42,7 +43,9 @@ class _Scan:
     Attributes
     ----------
     split : Split
-        The samples.
+        Where the samples are.
+    samples : ndarray of int64, shape (n,), or None
+        Which of them, increasing; all if None.
     weights : ndarray of float32, shape (K · L, n)
         Residuals, K outputs at L penalties.
     inverse_norms : ndarray of float32, shape (layer, n), or None
@@ -50,23 +53,35 @@ class _Scan:
     """
 
     split: Split
+    samples: NDArray[np.int64] | None
     weights: NDArray[np.float32]
     inverse_norms: NDArray[np.float32] | None
+
+    @property
+    def blocks(self) -> list[int]:
+        """Blocks that hold some of the samples."""
+        return [block for block in range(self.split.n_blocks) if self.within(block).start < self.within(block).stop]
+
+    def within(self, block: int) -> slice:
+        """Return which of the samples a block holds."""
+        start, stop = self.split.block_range(block)
+        return slice(start, stop) if self.samples is None else slice(*np.searchsorted(self.samples, (start, stop)))
 
     def read(self, store: ActivationStore, stripe: Stripe, block: int) -> torch.Tensor:
         """Return a chunk's values, shape (feature, sample), to use before this thread reads the next one."""
         x = read_wide(store, ChunkRef(self.split.name, *stripe, block))
+        if self.samples is not None:
+            own = self.samples[self.within(block)] - self.split.block_range(block)[0]
+            x = x.index_select(1, torch.from_numpy(own))
         if self.inverse_norms is not None:
             row = list(store.layers).index(stripe[0])
-            x.mul_(torch.from_numpy(self.inverse_norms[row, slice(*self.split.block_range(block))]))
+            x.mul_(torch.from_numpy(self.inverse_norms[row, self.within(block)]))
         return x
 
     def products(self, x: torch.Tensor, block: int) -> NDArray[np.float64]:
         """Return X̃ᵀR over a block, shape (feature, K · L)."""
         # A copy, since the last bits of a product depend on where in memory its factors begin.
-        own = torch.from_numpy(self.weights[:, slice(*self.split.block_range(block))]).clone(
-            memory_format=torch.contiguous_format
-        )
+        own = torch.from_numpy(self.weights[:, self.within(block)]).clone(memory_format=torch.contiguous_format)
         # With the few residuals on the left it takes a third of the time of the same product the other way round.
         return (own @ x.T).numpy().T.astype(np.float64)
 
@@ -86,11 +101,11 @@ class _Slice(NamedTuple):
 def _score_and_measure(store: ActivationStore, scan: _Scan, stripe: Stripe) -> _Scored:
     moments: Moments | None = None
     products: NDArray[np.float64] | None = None
-    for block in range(scan.split.n_blocks):
+    for block in scan.blocks:
         x = scan.read(store, stripe, block)
         origin = x[:, 0].double().numpy()
         part = block_moments(x)
-        own = scan.weights[:, slice(*scan.split.block_range(block))].sum(1, dtype=np.float64)
+        own = scan.weights[:, scan.within(block)].sum(1, dtype=np.float64)
         product = scan.products(x, block) + np.outer(origin, own)
         moments = merge(moments, part)
         products = product if products is None else products + product
@@ -104,7 +119,7 @@ def _score(store: ActivationStore, shared: tuple[_Scan, int], part: _Slice) -> N
     scan, n_penalties = shared
     mean = torch.from_numpy(part.mean)[:, None]
     total: NDArray[np.float64] | None = None
-    for block in range(scan.split.n_blocks):
+    for block in scan.blocks:
         product = scan.products(scan.read(store, part.stripe, block).sub_(mean), block)
         total = product if total is None else total + product
     assert total is not None
@@ -119,13 +134,16 @@ class StoreSource:
     store : ActivationStore
         A complete store.
     normalization : {"unit_norm", "standardize", "none"}
-        As in section 6 of the design; statistics come from `split` alone.
+        As in section 6 of the design; statistics come from the training samples alone.
     split : str
         The training samples.
     progress : callable, optional
         Called as ``progress(stage, done, total)`` during passes.
     pool : Workers, optional
         Who scans: the threads of this process, as many as it may use cores, if not given.
+    samples : ndarray of int64, shape (n,), optional
+        Which samples of the split are used, as for a fold, in increasing order; all if not given. Of the others nothing
+        has any influence, on statistics either.
     """
 
     def __init__(
@@ -135,15 +153,19 @@ class StoreSource:
         split: str = "train",
         progress: Progress | None = None,
         pool: Workers | None = None,
+        samples: NDArray[np.int64] | None = None,
     ) -> None:
         self.store = store
         self.normalization = normalization
         self.split = store.split(split)
+        self.samples = samples
         self.progress = progress
         self.pool = pool or Threads(n_cores())
         self.passes = 0
         self.bytes_read = 0
-        self._inverse_norms = inverse(store.norms(split)) if normalization == "unit_norm" else None
+        self._inverse_norms: NDArray[np.float32] | None = None
+        if normalization == "unit_norm":
+            self._inverse_norms = inverse(store.norms(split)[:, slice(None) if samples is None else samples])
         self._rows = {name: row for row, name in enumerate(store.layers)}
         self._mean = np.zeros(store.n_features)
         self._scale = np.ones(store.n_features)
@@ -151,7 +173,7 @@ class StoreSource:
     @property
     def n_samples(self) -> int:
         """Number of samples n."""
-        return self.split.n_samples
+        return self.split.n_samples if self.samples is None else len(self.samples)
 
     @property
     def n_features(self) -> int:
@@ -163,7 +185,7 @@ class StoreSource:
         return self.pool.n_threads * thread_bytes(self.store, self.split, n_outputs)
 
     def first_pass(self, residual: NDArray[np.float64]) -> FirstPass:
-        """Score every feature against one residual and measure the columns; keeps the split's statistics if new.
+        """Score every feature against one residual and measure the columns; keeps the statistics of a split if new.
 
         Parameters
         ----------
@@ -180,7 +202,8 @@ class StoreSource:
         self._mean = moments.mean
         if self.normalization == "standardize":
             self._scale = inverse(moments.std).astype(np.float64)
-        if self.normalization != "unit_norm" and find_statistics(self.store, self.split.name) is None:
+        whole = self.samples is None and self.normalization != "unit_norm"
+        if whole and find_statistics(self.store, self.split.name) is None:
             save_statistics(self.store, self.split.name, moments)
         scores = np.concatenate([s.norms for s in scored])
         return FirstPass(scores * self._scale, np.sqrt(moments.m2) * self._scale)
@@ -223,7 +246,7 @@ class StoreSource:
             The columns in the order asked for.
         """
         before = self.store.reads.n_bytes
-        values = self.store.columns(self.split.name, indices)
+        values = read_samples(self.store, self.split.name, indices, self.samples)
         self.bytes_read += self.store.reads.n_bytes - before
         if self._inverse_norms is not None:
             for layer, positions in locate(tuple(self.store.layers.values()), indices):
@@ -234,7 +257,7 @@ class StoreSource:
         return values
 
     def _scan(self, residuals: NDArray[np.float64]) -> _Scan:
-        return _Scan(self.split, np.ascontiguousarray(residuals.T, np.float32), self._inverse_norms)
+        return _Scan(self.split, self.samples, np.ascontiguousarray(residuals.T, np.float32), self._inverse_norms)
 
     def _map(
         self,
@@ -247,6 +270,17 @@ class StoreSource:
         self.passes += 1
         self.bytes_read += sum(self.store.chunk_bytes(ref) for ref in self.store.chunks(self.split.name))
         return found
+
+
+def read_samples(
+    store: ActivationStore, split: str, indices: NDArray[np.int64], samples: NDArray[np.int64] | None
+) -> NDArray[np.float32]:
+    """Return chosen features of chosen samples of a split, or of all, shape (sample, m), in Fortran order."""
+    if samples is None:
+        return store.columns(split, indices)
+    first = int(samples.min(initial=store.split(split).n_samples - 1))
+    span = store.columns(split, indices, slice(first, int(samples.max(initial=first)) + 1))
+    return np.take(span.T, samples - first, axis=1).T
 
 
 def thread_bytes(store: ActivationStore, split: Split, n_outputs: int) -> int:
@@ -270,6 +304,7 @@ def open_source(
     *,
     memory: int = DEFAULT_MEMORY,
     dask_address: str | None = None,
+    samples: NDArray[np.int64] | None = None,
 ) -> Iterator[ColumnSource]:
     """Provide a split of one store, or of several joined by the names of their samples, as a source.
 
@@ -287,6 +322,8 @@ def open_source(
         Bytes of this process, a quarter of which the threads that scan may use; at least one thread scans.
     dask_address : str, optional
         A running Dask scheduler, whose workers scan instead.
+    samples : ndarray of int64, shape (n,), optional
+        Which samples of the split of the first store are used, in increasing order; all if not given.
 
     Raises
     ------
@@ -298,8 +335,15 @@ def open_source(
     chosen = cast("Normalization", normalization)
     store = stores if isinstance(stores, ActivationStore) else join_stores(stores)
     each = store.stores if isinstance(store, JoinedStore) else [store]
+    if dask_address is not None and any(isinstance(one, LayerView) for one in each):
+        raise InvalidInputError("workers of a cluster see whole stores only; scan some of the layers without one.")
     hungry = max(thread_bytes(one, one.split(split), _USUAL_OUTPUTS) for one in each)
     rows = store.rows(split) if isinstance(store, JoinedStore) else []
+    used: list[NDArray[np.int64] | None] = [samples] * len(each)
+    if samples is not None and rows:
+        used = [np.sort(own[samples]) for own in rows]
+        # Where each of the chosen samples is among those of a store, which are read in its own order.
+        rows = [np.argsort(np.argsort(own[samples])) for own in rows]
     with workers(dask_address, max(1, min(n_cores(), memory // 4 // hungry))) as pool:
-        sources = [StoreSource(one, chosen, split, progress, pool) for one in each]
+        sources = [StoreSource(one, chosen, split, progress, pool, own) for one, own in zip(each, used, strict=True)]
         yield JoinedSource(sources, rows) if rows else sources[0]

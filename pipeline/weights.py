@@ -1,12 +1,15 @@
-"""Weights for a timm model: from the hub by way of timm, or from a local file, checked key by key."""
+"""Weights for a timm model: shipped with this package, from the hub by way of timm, or from a local file."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import pickle
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,10 +25,64 @@ from torch import Tensor, nn
 
 from store.errors import InvalidInputError
 
+SHIPPED = "shipped"
+PACKAGED = Path(__file__).parent / "packaged"
 PICKLED = (".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model")
 MOST_NAMED = 3
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class ShippedWeights:
+    """Weights inside this package, and what loading them needs to know.
+
+    Attributes
+    ----------
+    path : Path
+        A ``.safetensors`` file.
+    num_classes : int
+        Of the source task.
+    preprocessing : dict
+        What the network was trained with, by the keys of `timm.data.resolve_model_data_config`.
+    """
+
+    path: Path
+    num_classes: int
+    preprocessing: dict[str, Any]
+
+
+def shipped_backbones() -> tuple[str, ...]:
+    """Return the timm names whose weights are inside this package."""
+    return tuple(sorted(path.stem for path in PACKAGED.glob("*.safetensors")))
+
+
+def shipped_weights(name: str) -> ShippedWeights:
+    """Return the weights inside this package for a backbone.
+
+    Parameters
+    ----------
+    name : str
+        timm name without tag.
+
+    Raises
+    ------
+    InvalidInputError
+        If none ship for it, or the file is not the one that was recorded when it was trained.
+    """
+    known = shipped_backbones()
+    if name not in known:
+        raise InvalidInputError(
+            f"no weights ship for backbone {name!r}; those that do are {', '.join(map(repr, known)) or 'none'}."
+        )
+    path = PACKAGED / f"{name}.safetensors"
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
+        raise InvalidInputError(
+            f"the shipped weights {str(path)!r} are not the recorded ones; install the package again."
+        )
+    preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in record["preprocessing"].items()}
+    return ShippedWeights(path, record["num_classes"], preprocessing)
 
 
 def download_weights(name: str, structure: nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
@@ -119,7 +176,8 @@ def read_weights(model: nn.Module, name: str, path: Path) -> None:
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise InvalidInputError(
-            f"weights {str(path)!r} are no existing file; valid choices are 'pretrained', 'random:<seed>' or a path."
+            f"weights {str(path)!r} are no existing file; valid choices are 'pretrained', 'shipped', 'random:<seed>' "
+            "or a path."
         )
     try:
         if path.suffix == ".safetensors":

@@ -16,7 +16,7 @@ from store.errors import InvalidInputError, StoreNotFoundError, suggest
 from store.hierarchy import METADATA, Filled
 from store.spec import digest
 
-Kind = Literal["statistics", "selections", "heads"]
+Kind = Literal["statistics", "selections", "heads", "points", "protocols"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Result:
     Attributes
     ----------
     kind : str
-        ``"statistics"``, ``"selections"`` or ``"heads"``.
+        ``"statistics"``, ``"selections"``, ``"heads"``, ``"points"`` (one setting of a method on one fold) or
+        ``"protocols"`` (what a method's folds chose, and its test).
     digest : str
         Digest of `inputs`; the result's name.
     inputs : dict
@@ -113,6 +114,12 @@ def list_results(store: ActivationStore, kind: Kind) -> list[str]:
     """Return the digests of the stored results of a kind."""
     there = store.objects.names(f"results/{kind}")
     return [n for n in there if store.objects.exists(f"results/{kind}/{n}/{METADATA}")]
+
+
+def read_inputs(store: ActivationStore, kind: Kind, name: str) -> dict[str, Any]:
+    """Return what a stored result was computed from, without its arrays."""
+    inputs: dict[str, Any] = hierarchy.read_attributes(store.objects, f"results/{kind}/{name}")["inputs"]
+    return inputs
 
 
 def read_result(store: ActivationStore, kind: Kind, name: str) -> Result:

@@ -29,6 +29,7 @@ DOCUMENTS = (
     "docs/backbones.md",
     "docs/data.md",
     "docs/selection.md",
+    "docs/tasks.md",
 )
 TOOLS = Path(sys.executable).parent
 REQUIRED = re.compile(r"\$\{(\w+):\?[^}]+\}")
@@ -155,7 +156,7 @@ def test_configurations_load(path: Path) -> None:
 
 
 def test_demo_configuration_is_the_demo() -> None:
-    assert load_config(ROOT / "configs" / "demo.yaml") == demo_config("demo", "random:0")
+    assert load_config(ROOT / "configs" / "demo.yaml") == demo_config("demo")
 
 
 def test_demo_configuration_explains_every_key_of_extraction_and_refit() -> None:

@@ -7,10 +7,58 @@ from numba import njit
 from numpy.typing import NDArray
 
 # Sums may be reordered so that they vectorise; the order is fixed at compile time, so results repeat to the last bit.
-_REORDER = {"reassoc", "contract", "nsz", "arcp"}
+# Not so where a loop also stores: it is compiled twice, for arrays that overlap and for others, and which one runs
+# depends on where these lie in memory. There, and in sums of a few numbers, each operation is rounded as it is written.
+_SUMS = {"reassoc", "contract", "nsz", "arcp"}
 
 
-@njit(nogil=True, cache=True, fastmath=_REORDER)
+@njit(nogil=True, cache=True, fastmath=_SUMS)
+def _correlate(x: NDArray[np.float32], residual: NDArray[np.float32], total: NDArray[np.float64]) -> None:
+    """Write the product of a column with each row of the residual, two rows at a time to load the column less often."""
+    for k in range(0, len(residual), 2):
+        r, r_next = residual[k], residual[k + 1]
+        here, there = np.float32(0), np.float32(0)
+        for i in range(len(x)):
+            here += x[i] * r[i]
+            there += x[i] * r_next[i]
+        total[k], total[k + 1] = here, there
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _move(
+    x: NDArray[np.float32],
+    step: NDArray[np.float64],
+    weights: NDArray[np.float32],
+    predictions: NDArray[np.float32],
+    softmax: bool,
+    residual: NDArray[np.float32],
+    scaled: NDArray[np.float32],
+    mean_step: NDArray[np.float32],
+) -> None:
+    """Change the residual as a step along a column does; `scaled` and `mean_step` are working memory, shape (n,)."""
+    n = len(x)
+    for i in range(n):
+        scaled[i] = x[i] * weights[i]
+        mean_step[i] = 0
+    if softmax:
+        for k in range(0, len(residual), 2):
+            d, d_next = np.float32(step[k]), np.float32(step[k + 1])
+            p, p_next = predictions[k], predictions[k + 1]
+            for i in range(n):
+                mean_step[i] = (mean_step[i] + d * p[i]) + d_next * p_next[i]
+        for i in range(n):
+            mean_step[i] *= scaled[i]
+    for k in range(len(residual)):
+        d, p, r = np.float32(step[k]), predictions[k], residual[k]
+        if softmax:
+            for i in range(n):
+                r[i] -= p[i] * (d * scaled[i] - mean_step[i])
+        else:
+            for i in range(n):
+                r[i] -= d * scaled[i]
+
+
+@njit(nogil=True, cache=True)
 def descend(
     columns: NDArray[np.float32],
     slots: NDArray[np.int64],
@@ -77,7 +125,7 @@ def descend(
     n, n_outputs, n_rows = columns.shape[1], gradient.shape[1], len(residual)
     target = np.empty(n_outputs)
     total = np.empty(n_rows)
-    step = np.zeros(n_rows, dtype=np.float32)
+    step = np.zeros(n_rows)
     ones = np.ones(n, dtype=np.float32)
     scaled = np.empty(n, dtype=np.float32)
     mean_step = np.empty(n, dtype=np.float32)
@@ -94,20 +142,10 @@ def descend(
                 continue
             x = ones if is_intercept else columns[slots[a]]
             h = intercept_curvature if is_intercept else curvature[a]
-            for k in range(0, n_rows, 2):
-                r, r_next = residual[k], residual[k + 1]
-                sum_, sum_next = np.float32(0), np.float32(0)
-                for i in range(n):
-                    sum_ += x[i] * r[i]
-                    sum_next += x[i] * r_next[i]
-                total[k], total[k + 1] = sum_, sum_next
-            moved = 0.0
+            _correlate(x, residual, total)
             if is_intercept:
                 for k in range(n_outputs):
-                    change = total[k] / h
-                    intercept[k] += change
-                    moved += change**2
-                    step[k] = change
+                    step[k] = total[k] / h
             else:
                 length = 0.0
                 for k in range(n_outputs):
@@ -117,33 +155,19 @@ def descend(
                 shrink = 1 - penalty / (h * length) if h * length > penalty else 0.0
                 active[a] = shrink > 0
                 for k in range(n_outputs):
-                    change = shrink * target[k] - coef[a, k]
-                    coef[a, k] += change
-                    moved += change**2
-                    step[k] = change
+                    step[k] = shrink * target[k] - coef[a, k]
+            moved = 0.0
+            for k in range(n_outputs):
+                moved += step[k] ** 2
             if moved == 0:
                 continue
             worst = max(worst, h * np.sqrt(moved))
-            for i in range(n):
-                scaled[i] = x[i] * weights[i]
-                mean_step[i] = 0
-            if softmax:
-                for k in range(0, n_rows, 2):
-                    d, d_next = step[k], step[k + 1]
-                    p, p_next = predictions[k], predictions[k + 1]
-                    for i in range(n):
-                        mean_step[i] += d * p[i] + d_next * p_next[i]
-                for i in range(n):
-                    mean_step[i] *= scaled[i]
-                for k in range(n_outputs):
-                    d, p, r = step[k], predictions[k], residual[k]
-                    for i in range(n):
-                        r[i] -= p[i] * (d * scaled[i] - mean_step[i])
-            else:
-                for k in range(n_outputs):
-                    d, r = step[k], residual[k]
-                    for i in range(n):
-                        r[i] -= d * scaled[i]
+            for k in range(n_outputs):
+                if is_intercept:
+                    intercept[k] += step[k]
+                else:
+                    coef[a, k] += step[k]
+            _move(x, step, weights, predictions, softmax, residual, scaled, mean_step)
         if full and worst <= tolerance:
             return sweeps, True
         since_full = 0 if full else since_full + 1
@@ -151,7 +175,7 @@ def descend(
     return sweeps, False
 
 
-@njit(nogil=True, cache=True, fastmath=_REORDER)
+@njit(nogil=True, cache=True, fastmath=_SUMS)
 def centre_into(
     fetched: NDArray[np.float32],
     weights: NDArray[np.float64],

@@ -1,9 +1,10 @@
-"""The reference recipe: a group-penalised linear head by Adam, stopped after a fixed number of steps."""
+"""The reference recipe: a linear head by Adam, group-penalised or not, stopped after a fixed number of steps."""
 
 from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -55,10 +56,12 @@ class _Shard:
         return self.batch @ self.coef
 
     def backward(self, error: torch.Tensor, penalty: float, step: int, rate: float) -> None:
-        norms = torch.linalg.vector_norm(self.coef, dim=1, keepdim=True)
-        # At a row of zeros the penalty's subgradient of least norm is zero.
-        direction = self.coef / norms.clamp_min(torch.finfo(torch.float32).tiny)
-        adam_step(self.coef, self.moments, self.batch.T @ error + penalty * direction, step, rate)
+        gradient = self.batch.T @ error
+        if penalty:
+            norms = torch.linalg.vector_norm(self.coef, dim=1, keepdim=True)
+            # At a row of zeros the penalty's subgradient of least norm is zero.
+            gradient += penalty * self.coef / norms.clamp_min(torch.finfo(torch.float32).tiny)
+        adam_step(self.coef, self.moments, gradient, step, rate)
 
 
 def adam_step(
@@ -83,6 +86,7 @@ def fit_adam(
     learning_rate: float,
     steps: int,
     seed: int,
+    n_classes: int | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Fitted:
@@ -98,13 +102,15 @@ def fit_adam(
     labels : ndarray of int64, shape (n,)
         Class indices from 0 to K − 1.
     penalty : float
-        λ.
+        λ; 0 when a head is refitted.
     learning_rate : float
         At the first step.
     steps : int
         Number of batches.
     seed : int
         Of W and of the batches.
+    n_classes : int, optional
+        Number of classes K; those that occur if not given.
     device : str
         ``auto`` is a GPU if there is one. The bits of the result depend on it, but not on the number of threads.
     progress : callable, optional
@@ -115,7 +121,8 @@ def fit_adam(
     Fitted
         The head, its loss and objective.
     """
-    (n, p), n_classes = x.shape, int(labels.max()) + 1
+    n, p = x.shape
+    n_classes = n_classes or int(labels.max()) + 1
     rng = np.random.default_rng(seed)
     limit = math.sqrt(6 / (p + n_classes))
     place = find_device(device)
@@ -141,7 +148,8 @@ def fit_adam(
         for done, rows in enumerate(batches):
             rate = learning_rate * 0.5 * (1 + math.cos(math.pi * done / steps))
             error = (torch.softmax(logits(rows), dim=1) - targets[rows.to(place)]) / batch
-            list(pool.map(lambda shard: shard.backward(error, penalty, done + 1, rate), shards))  # noqa: B023
+            step = partial(_Shard.backward, error=error, penalty=penalty, step=done + 1, rate=rate)
+            list(pool.map(step, shards))
             adam_step(intercept, moments, error.sum(0), done + 1, rate)
             if progress is not None:
                 progress("adam steps", done + 1, steps)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.compute import Progress, map_tasks
 from pipeline.group_lasso import ColumnSource
 from pipeline.memory import format_memory
-from pipeline.store_source import StoreSource
+from pipeline.store_source import StoreSource, read_samples
 from store.activations import ActivationStore
 from store.errors import InvalidInputError
 
@@ -31,16 +31,18 @@ def score_columns(
     The function travels, so it must not write to anything of this process.
     """
     if isinstance(source, StoreSource):
-        shared = function, source.split.name
+        shared = function, source.split.name, source.samples
         return source.pool.map(_on_raw, source.store, shared, column_ranges(source), stage=stage, progress=progress)
     return map_columns(function, source, stage, progress)
 
 
 def _on_raw(
-    store: ActivationStore, shared: tuple[Callable[[int, Matrix], Value], str], features: NDArray[np.int64]
+    store: ActivationStore,
+    shared: tuple[Callable[[int, Matrix], Value], str, NDArray[np.int64] | None],
+    features: NDArray[np.int64],
 ) -> Value:
-    function, split = shared
-    return function(int(features[0]), store.columns(split, features))
+    function, split, samples = shared
+    return function(int(features[0]), read_samples(store, split, features, samples))
 
 
 def map_columns(

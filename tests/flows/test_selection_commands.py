@@ -76,6 +76,21 @@ def test_options_that_cannot_be_used_are_explained(options, message) -> None:
     assert "Value error" not in err
 
 
+def test_the_optimizer_of_a_refit_is_chosen_with_its_own_options(store) -> None:
+    adam = json.loads(run("refit", store.uri, "--linear", "--optimizer", "adam", "--steps", "7", "--json")[0])
+    assert adam["steps"] == 7
+    assert not adam["reused"]
+    exact = json.loads(run("refit", store.uri, "--linear", "--validation-fraction", "0", "--json")[0])
+    assert exact["validation_loss"] is None
+    assert exact["loss"] < adam["loss"]
+    for options, message in (
+        (["--optimizer", "adm"], "error: optimizer 'adm' is unknown; did you mean 'adam'"),
+        (["--steps", "7"], "error: steps does not apply to optimizer lbfgs, only to adam; leave it out."),
+        (["--optimizer", "adam", "--learning-rate", "x"], "error: learning_rate is 'x' but should be a valid number."),
+    ):
+        assert message in run("refit", store.uri, "--linear", *options, code=2)[1]
+
+
 def test_an_unknown_normalization_of_the_baseline_is_refused(store) -> None:
     _, err = run("refit", store.uri, "--linear", "--normalization", "unitnorm", code=2)
     assert "normalization='unitnorm' is unknown; did you mean 'unit_norm'" in err

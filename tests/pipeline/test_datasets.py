@@ -305,7 +305,7 @@ def test_missing_and_empty_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no arrays")
     (tmp_path / "empty").mkdir()
     for name, message in {
-        "nonsense": "give 'digits', a folder or an .npz file",
+        "nonsense": "give 'digits', 'offline/<task>', a folder or an .npz file",
         f"folder:{tmp_path}/nowhere": "does not exist",
         str(tmp_path / "no.npz"): "does not exist",
         str(tmp_path / "text.npz"): "cannot be read as plain arrays",

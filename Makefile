@@ -40,6 +40,7 @@ bench: $(READY) ## measure ratios against limits (peers: bench-selection)
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.remote
 	$(BIN)/python -m benchmarks.extraction
+	$(BIN)/python -m benchmarks.refit
 
 bench-selection: $(READY) ## measure selection against adelie, celer, scikit-learn and one pass over the store
 	test -x .peers/bin/python || $(PYTHON) -m venv .peers

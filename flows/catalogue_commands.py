@@ -105,7 +105,7 @@ def show(uri: StoreArgument, as_json: Json = False) -> None:
     """
     from store import open_store
     from store.aliases import list_aliases, resolve_store, split_uri
-    from store.catalogue import describe_results
+    from store.catalogue import count_results, describe_results
     from store.spec import ExtractionSpec
 
     store = open_store(resolve_store(uri), allow_incomplete=True)
@@ -114,7 +114,7 @@ def show(uri: StoreArgument, as_json: Json = False) -> None:
     missing = store.missing()
     state = "incomplete" if missing else "complete"
     layers = {layer.name: layer.n_features for layer in store.layers.values()}
-    results = describe_results(store)
+    results, points = describe_results(store), count_results(store.objects, "points")
     if as_json:
         flat = {
             kind: [{"digest": r["digest"], **r.get("inputs", r), **r.get("facts", {})} for r in found]
@@ -130,6 +130,7 @@ def show(uri: StoreArgument, as_json: Json = False) -> None:
                 "layer_features": layers,
                 "provenance": store.provenance,
                 **flat,
+                "points": points,
             }
         )
         return
@@ -142,11 +143,13 @@ def show(uri: StoreArgument, as_json: Json = False) -> None:
         facts["alias"] = ", ".join(aliases)
     print_facts(facts)
     print_table("layers", ("layer", "features"), [(k, f"{v:,}") for k, v in layers.items()])
-    _print_lineage(store.fingerprint, store.provenance.get("parent"), results)
+    _print_lineage(store.fingerprint, store.provenance.get("parent"), results, points)
 
 
-def _print_lineage(fingerprint: str, parent: Any, results: Mapping[Any, Sequence[Mapping[str, Any]]]) -> None:
-    """Print a tree: the store this one was made from, the store, its statistics, its selections with their heads."""
+def _print_lineage(
+    fingerprint: str, parent: Any, results: Mapping[Any, Sequence[Mapping[str, Any]]], points: int
+) -> None:
+    """Print a tree: the store this one was made from, the store, statistics, selections with heads, protocols."""
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
@@ -166,6 +169,10 @@ def _print_lineage(fingerprint: str, parent: Any, results: Mapping[Any, Sequence
         features = found.get("inputs", {}).get("features", {})
         above = branches.get(features.get("selection"), trunk) if isinstance(features, Mapping) else trunk
         above.add(Text(_sentence("head", found, _of_head)))
+    for found in results["protocols"]:
+        trunk.add(Text(_sentence("protocol", found, _of_protocol)))
+    if points:
+        trunk.add(Text(f"{_counted(points, 'point')} of protocols: settings tried on a fold"))
     Console(highlight=False).print(top)
 
 
@@ -192,6 +199,13 @@ def _of_head(inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     on = f", on layer {features['layer']}" if features.get("layer") else ""
     origin = f", selected on store {features['store']}" if features.get("store") else ""
     return f"accuracy {accuracy}{on}{origin}"
+
+
+def _of_protocol(inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    named = {"validation": facts.get("validation_accuracy"), "test": facts.get("accuracy")}
+    accuracy = ", ".join(f"{name} {100 * value:.1f} %" for name, value in named.items() if value is not None)
+    tried = _counted(len(facts.get("points", ())), "setting")
+    return f"{inputs.get('method')}, accuracy {accuracy}, best of {tried} on {inputs.get('folds')} folds"
 
 
 def _number(value: Any) -> str:
@@ -253,10 +267,10 @@ def verify(
 
 def remove(
     uri: StoreArgument,
-    force: Annotated[bool, typer.Option("--force", help="Also if it has selections or heads.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also if it has selections, heads or protocols.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove a store with its results and aliases; refuses one that has selections or heads, and what is no store.
+    """Remove a store with its results and aliases; refuses one with results worth keeping, and what is no store.
 
     Example: head2toe remove demo/3f2a --force
     """
@@ -267,7 +281,7 @@ def remove(
     if as_json:
         print_json(vars(removed) | {"aliases": list(removed.aliases)})
         return
-    gone = [_counted(removed.selections, "selection"), _counted(removed.heads, "head")]
+    gone = [_counted(getattr(removed, f"{kind}s"), kind) for kind in ("selection", "head", "protocol")]
     gone += [f"alias {name}" for name in removed.aliases]
     say(f"removed {removed.uri} with {', '.join(gone)}.")
 

@@ -100,7 +100,8 @@ def _run(config: Head2ToeConfig, as_json: bool) -> None:
 
     summary = run_flow(config)
     for note in summary.notes:
-        say(f"note: {note}")
+        if note not in summary.announced:
+            say(f"note: {note}")
     say(extraction_sentence(summary.extracted, summary.reused, summary.seconds_saved))
     if as_json:
         print_json(summary.model_dump(mode="json"))

@@ -59,8 +59,8 @@ TargetSizes = Annotated[
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the backbone's own.")]
 ClsTokenOption = Annotated[ClsToken, typer.Option(help="What becomes of prefix tokens.")]
 DATA_HELP = (
-    "'digits', an .npz file, a folder (<class>/…, or train/<class>/… and test/<class>/…, or VTAB-1k lists), or a name "
-    "as timm has it: torch/cifar10, hfds/<repository>, wds/<folder>."
+    "'digits', 'offline/<task>', an .npz file, a folder (<class>/…, or train/<class>/… and test/<class>/…, or VTAB-1k "
+    "lists), or a name as timm has it: torch/cifar10, hfds/<repository>, wds/<folder>."
 )
 DEFAULT_TAPS, NO_PATTERNS, DEFAULT_TARGET_SIZES = ["head2toe"], list[str](), [512]
 
@@ -127,7 +127,7 @@ def extract(
     data: Annotated[str, typer.Option(help=DATA_HELP)],
     root: Annotated[str, typer.Option(help="Folder or URL under which the store is written.")],
     weights: Annotated[
-        str, typer.Option(help="'pretrained', a .safetensors or .pth file, or 'random:SEED'.")
+        str, typer.Option(help="'pretrained', 'shipped', a .safetensors or .pth file, or 'random:SEED'.")
     ] = "pretrained",
     taps: Taps = DEFAULT_TAPS,
     exclude: Exclude = NO_PATTERNS,
@@ -190,7 +190,7 @@ def extract(
 ) -> None:
     """Write an activation store, or what is missing of it, and print its URI.
 
-    Example: head2toe extract --backbone resnet18 --weights random:0 --data digits --root stores
+    Example: head2toe extract --backbone test_resnet --weights shipped --data digits --root stores
     """
     from pipeline.extraction import extract as extract_stage
     from pipeline.extraction import foresee

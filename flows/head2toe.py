@@ -67,6 +67,8 @@ class RunSummary(Frozen):
         Time by stage.
     notes : tuple of str
         What a reader of the figures must know.
+    announced : tuple of str
+        Those of them that were said before the extraction.
     """
 
     store: str
@@ -78,6 +80,7 @@ class RunSummary(Frozen):
     report: str
     seconds: dict[str, float]
     notes: tuple[str, ...]
+    announced: tuple[str, ...]
 
 
 @task(name="extract", cache_policy=NO_CACHE, persist_result=False)
@@ -177,6 +180,7 @@ def head2toe(config: Head2ToeConfig) -> RunSummary:
         report=report,
         seconds=seconds,
         notes=tuple(notes),
+        announced=extraction.forecast.notes,
     )
 
 
@@ -195,7 +199,7 @@ def _notes(weights: str) -> list[str]:
         return []
     return [
         "The backbone has random weights, not trained ones: the figures show that the pipeline works, not how well "
-        "the method transfers; use --weights pretrained for that."
+        "the method transfers; use --weights shipped or pretrained for that."
     ]
 
 

@@ -31,7 +31,7 @@ class ExtractionParameters(Frozen):
     backbone : str
         timm model name, optionally with a weights tag.
     data : str
-        ``digits``, a folder of images, an ``.npz`` file, or a name such as ``torch/cifar10``; see
+        ``digits``, ``offline/<task>``, a folder of images, an ``.npz`` file, or a name such as ``torch/cifar10``; see
         `pipeline.datasets.load_data`.
     data_root : str, optional
         Where the data of a library's name is, or is kept once fetched.
@@ -44,7 +44,7 @@ class ExtractionParameters(Frozen):
     on_bad_image : str
         ``stop`` with the list of images that cannot be used, or ``skip`` them.
     weights : str
-        ``pretrained``, a checkpoint file, or ``random:SEED``.
+        ``pretrained``, ``shipped``, a checkpoint file, or ``random:SEED``.
     taps : tuple of str
         Preset names, module names or shell-style patterns.
     exclude : tuple of str

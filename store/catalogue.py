@@ -76,7 +76,7 @@ def _row(uri: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_results(store: ActivationStore) -> dict[Kind, list[dict[str, Any]]]:
-    """Return what is said of every result of a store, by kind, without reading the numbers.
+    """Return what is said of every result of a store but points, by kind, without reading the numbers.
 
     Parameters
     ----------
@@ -92,7 +92,16 @@ def describe_results(store: ActivationStore) -> dict[Kind, list[dict[str, Any]]]
     return {
         kind: [_describe(store, f"results/{kind}/{name}", name) for name in list_results(store, kind)]
         for kind in RESULT_KINDS
+        if kind != "points"
     }
+
+
+def count_results(objects: Objects, kind: Kind) -> int:
+    """Return how many results of a kind a store has, without reading them."""
+    names = list_names(objects, f"results/{kind}")
+    if kind == "points":  # one object each, and there can be thousands: the listing is enough
+        return len(names)
+    return sum(is_there(objects, f"results/{kind}/{name}/{METADATA}") for name in names)
 
 
 def _describe(store: ActivationStore, path: str, name: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from store.aliases import alias_key, is_there, list_aliases, list_names, split_uri
-from store.catalogue import MALFORMED, RESULT_KINDS, half_removed
+from store.aliases import alias_key, list_aliases, list_names, split_uri
+from store.catalogue import MALFORMED, RESULT_KINDS, count_results, half_removed
 from store.errors import ConflictError, DamagedStoreError, InvalidInputError, StoreNotFoundError
 from store.hierarchy import METADATA
 from store.layout import REMOVING
@@ -32,7 +32,7 @@ class Removed:
         Where the store was.
     fingerprint : str or None
         Its identity, unless its metadata could not be read.
-    selections, heads : int
+    selections, heads, protocols : int
         Results that went with it.
     aliases : tuple of str
         Names that pointed to it and are gone too.
@@ -42,6 +42,7 @@ class Removed:
     fingerprint: str | None
     selections: int
     heads: int
+    protocols: int
     aliases: tuple[str, ...]
 
 
@@ -56,8 +57,8 @@ def remove_store(uri: str | os.PathLike[str], *, force: bool = False, **options:
     uri : str or path
         The store's own place.
     force : bool
-        Remove it although it has selections or heads, a writer claims blocks of it, it was written in another format
-        version, or it holds something that is not part of a store.
+        Remove it although it has selections, heads, protocols or points of one, a writer claims blocks of it, it was
+        written in another format version, or it holds something that is not part of a store.
     **options
         Passed to the fsspec file system.
 
@@ -81,7 +82,7 @@ def remove_store(uri: str | os.PathLike[str], *, force: bool = False, **options:
     attributes = _claimed_attributes(objects)
     known = attributes.get("fingerprint")
     fingerprint = known if isinstance(known, str) else None
-    counts = {kind: _count_results(objects, kind) for kind in RESULT_KINDS}
+    counts = {kind: count_results(objects, kind) for kind in RESULT_KINDS}
     if not force and not half_removed(objects):
         _check_removal(objects, attributes, counts)
     root, name = split_uri(objects.uri)
@@ -101,7 +102,7 @@ def remove_store(uri: str | os.PathLike[str], *, force: bool = False, **options:
         raise InvalidInputError(
             f"cannot remove all of {objects.uri!r}: {error.strerror or error}; `head2toe remove {objects.uri}` goes on."
         ) from error
-    return Removed(objects.uri, fingerprint, counts["selections"], counts["heads"], pointing)
+    return Removed(objects.uri, fingerprint, counts["selections"], counts["heads"], counts["protocols"], pointing)
 
 
 def _claimed_attributes(objects: Objects) -> dict[str, Any]:
@@ -134,9 +135,9 @@ def _check_removal(objects: Objects, attributes: Mapping[str, Any], counts: Mapp
 
     if attributes and attributes.get("format_version") != FORMAT_VERSION:
         refuse(f"has format version {attributes.get('format_version')!r}, which this release does not know")
-    if counts["selections"] or counts["heads"]:
-        parts = [_counted(counts[kind], kind) for kind in RESULT_KINDS if kind != "statistics" and counts[kind]]
-        refuse(f"has {' and '.join(parts)}")
+    parts = [_counted(counts[kind], kind) for kind in RESULT_KINDS if kind != "statistics" and counts[kind]]
+    if parts:
+        refuse(f"has {' and '.join(filter(None, (', '.join(parts[:-1]), parts[-1])))}")
     claimed = sum(
         bool(objects.names(f"claims/{s}/{b}"))
         for s in list_names(objects, "claims")
@@ -165,12 +166,6 @@ def _mark(objects: Objects, fingerprint: str | None) -> None:
 
 def _counted(number: int, things: str) -> str:
     return f"{number} {things if number != 1 else things.removesuffix('s')}"
-
-
-def _count_results(objects: Objects, kind: Kind) -> int:
-    return sum(
-        is_there(objects, f"results/{kind}/{name}/{METADATA}") for name in list_names(objects, f"results/{kind}")
-    )
 
 
 def _is_record(objects: Objects, split: str, block: int) -> bool:

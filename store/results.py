@@ -107,7 +107,7 @@ def write_result(
 def find_result(store: ActivationStore, kind: Kind, inputs: Mapping[str, Any]) -> Result | None:
     """Return the stored result of these inputs, or None."""
     name = result_digest(store, kind, inputs)
-    return read_result(store, kind, name) if store.objects.exists(f"results/{kind}/{name}/{METADATA}") else None
+    return _read(store, kind, name) if store.objects.exists(f"results/{kind}/{name}/{METADATA}") else None
 
 
 def list_results(store: ActivationStore, kind: Kind) -> list[str]:
@@ -147,7 +147,11 @@ def read_result(store: ActivationStore, kind: Kind, name: str) -> Result:
         how = "is ambiguous" if matching else "does not exist"
         hint = suggest(name, matching or there) if there else f"it has no {kind} yet."
         raise StoreNotFoundError(f"{kind.removesuffix('s')} {name!r} {how} in store {store.uri!r}; {hint}")
-    path = f"results/{kind}/{matching[0]}"
+    return _read(store, kind, matching[0])
+
+
+def _read(store: ActivationStore, kind: Kind, name: str) -> Result:
+    path = f"results/{kind}/{name}"
     attributes = hierarchy.read_attributes(store.objects, path)
     known = attributes["documents"]
     arrays = {

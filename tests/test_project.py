@@ -29,6 +29,8 @@ DOCUMENTS = (
     "docs/backbones.md",
     "docs/data.md",
     "docs/selection.md",
+    "docs/refit.md",
+    "docs/protocol.md",
     "docs/tasks.md",
 )
 TOOLS = Path(sys.executable).parent

@@ -165,6 +165,26 @@ def test_show_draws_what_was_computed_from_what(root, imported) -> None:
     assert shown["statistics"][0]["constant_features"] == 2
 
 
+def test_show_lists_protocols_and_counts_their_points(root, imported) -> None:
+    facts = {
+        "settings": {},
+        "validation_accuracy": 0.9,
+        "accuracy": 0.875,
+        "points": [{}, {}],
+        "seconds": {},
+        "fit": {},
+    }
+    protocol = write_result(imported, "protocols", {"method": "Linear", "folds": 5}, {}, facts).digest
+    for fold in range(10):
+        write_result(imported, "points", {"fold": fold}, {}, {"hits": fold})
+    drawn = " ".join(run("show", root / "digits")[0].replace("│", " ").split())
+    assert f"protocol {protocol}: Linear, accuracy validation 90.0 %, test 87.5 %, best of 2 settings on 5" in drawn
+    assert "10 points of protocols" in drawn
+    shown = json.loads(run("show", root / "digits", "--json")[0])
+    assert shown["points"] == 10
+    assert [p["accuracy"] for p in shown["protocols"]] == [0.875]
+
+
 def test_show_names_the_parent_and_damaged_results(root, imported, monkeypatch) -> None:
     selection, *_ = with_lineage(imported)
     (Path(imported.uri) / f"results/selections/{selection}/zarr.json").write_text("{")

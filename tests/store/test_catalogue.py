@@ -14,7 +14,7 @@ from samples import CLASSES, LAYERS, SPLITS, synthetic, write_all
 
 from store import ActivationStore, create_store, open_store
 from store.aliases import list_aliases, remove_alias, resolve_store, set_alias, split_uri
-from store.catalogue import describe_results, list_stores
+from store.catalogue import count_results, describe_results, list_stores
 from store.errors import ConflictError, DamagedStoreError, InvalidInputError, StoreNotFoundError
 from store.removal import remove_store
 from store.results import write_result
@@ -233,6 +233,18 @@ def test_results_are_described_without_their_numbers_and_a_damaged_one_says_so(t
     assert found["statistics"] == []
 
 
+def test_points_are_counted_and_not_described(root) -> None:
+    store = make(root)
+    for n in range(3):
+        write_result(store, "points", {"n": n}, {}, {"hits": n})
+    write_result(store, "protocols", {"method": "Linear"}, {"hits": (np.ones(3, bool), ("sample",))}, {"accuracy": 1.0})
+    assert count_results(store.objects, "points") == 3
+    assert count_results(store.objects, "heads") == 0
+    found = describe_results(store)
+    assert "points" not in found
+    assert [r["facts"] for r in found["protocols"]] == [{"accuracy": 1.0}]
+
+
 # -------------------------------------------------------------------- removing
 
 
@@ -259,6 +271,16 @@ def test_a_store_with_selections_or_heads_is_removed_only_by_force(root) -> None
     removed = remove_store(store.uri, force=True)
     assert (removed.selections, removed.heads) == (2, 1)
     assert not store.objects.names("")
+
+
+@pytest.mark.parametrize(("kind", "counted"), [("protocols", "1 protocol"), ("points", "1 point")])
+def test_what_folds_computed_keeps_a_store(tmp_path, kind, counted) -> None:
+    store = make(tmp_path)
+    write_result(store, kind, {"method": "Linear"}, {}, {})
+    with pytest.raises(ConflictError, match=f"has {counted}; nothing was removed"):
+        remove_store(store.uri)
+    assert remove_store(store.uri, force=True).protocols == (kind == "protocols")
+    assert not Path(store.uri).exists()
 
 
 def test_statistics_alone_do_not_keep_a_store(tmp_path) -> None:

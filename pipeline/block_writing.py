@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.checksums import checksum_rows
 from pipeline.filling import Filling
 from pipeline.forwarding import Forward, is_out_of_memory
 from pipeline.loading import Loader, Loading
@@ -62,6 +63,7 @@ def write_blocks(
         If a layer overflows the store's type.
     """
     settings = Settings.of(writer.store.provenance)
+    writer.checksum_rows = checksum_rows
     model, layers = plan.backbone.model, plan.layers
     with (
         Claims(writer.store.objects) as claims,

@@ -11,7 +11,7 @@ from store.errors import InvalidInputError
 LEAST_COLUMNS = 32
 FETCH_ELEMENTS = 1 << 21
 """Values fetched at a time."""
-_COLUMNS_PER_SAMPLE = 16
+_COLUMNS_PER_SAMPLE = 8
 _USUAL_COLUMNS = 4096
 
 
@@ -104,7 +104,7 @@ def plan_memory(source: ColumnSource, n_outputs: int, n_penalties: int, keep: in
     column = 4 * n
     capacity = min(p, max(memory - fixed, 0) // column)
     wanted = max(_COLUMNS_PER_SAMPLE * n, 4 * keep, _USUAL_COLUMNS)
-    if p <= 2 * wanted:  # to hold them all spares every repair
+    if p <= 4 * wanted:  # to hold them all spares every repair
         wanted = p
     plan = MemoryPlan(memory, fixed, column, capacity, min(wanted, capacity if capacity == p else 3 * capacity // 4))
     least = min(p, LEAST_COLUMNS)

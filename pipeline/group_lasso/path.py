@@ -153,9 +153,9 @@ class TwoPassSolver:
         """
         ordered = sorted(set(penalties), reverse=True)
         with single_threaded_blas():
-            if self._cache.size < self._source.n_features:
-                self._probe(ordered)
-            points = self._exact(self._approach(ordered), len(ordered))
+            rough = self._probe(ordered) if self._cache.size < self._source.n_features else []
+            # Of several penalties some were left out; and with what was fetched, the way along them is a better one.
+            points = self._exact(rough if len(ordered) == 1 and rough else self._approach(ordered), len(ordered))
             solutions = dict(zip(ordered, map(self._solution, self._check(points)), strict=True))
         return [solutions[penalty] for penalty in penalties]
 
@@ -215,27 +215,31 @@ class TwoPassSolver:
             point = approach(self._cache, self._loss, point, float(between), _WARM_ACCURACY)
         return point
 
-    def _probe(self, penalties: Sequence[float]) -> None:
-        """Scan all features for a few rough solutions and fetch what these lack.
+    def _probe(self, penalties: Sequence[float]) -> list[Point]:
+        """Return rough solutions for a few of falling penalties, and fetch what these lack, in one scan.
 
         What scores highest without any feature is not what the solutions need: to find that out from rough ones spares
         a scan for all penalties, and solving them twice.
         """
+        below = [penalty for penalty in penalties if penalty < self.penalty_max]
+        if not below:
+            return []
+        some = sorted({round(at) for at in np.linspace(len(below) - 1, 0, _PROBES + 1)[:-1]})
         with self._stage("solve", 0, 0):
-            rough = [point for point in self._approach(penalties) if point.penalty < self.penalty_max]
-            some = sorted({round(at) for at in np.linspace(len(rough) - 1, 0, _PROBES + 1)[:-1]}) if rough else []
-            chosen = [minimise(self._cache, self._loss, rough[at], _WARM_ACCURACY) for at in some]
-        if not chosen:
-            return
+            rough = [
+                minimise(self._cache, self._loss, point, _WARM_ACCURACY)
+                for point in self._approach([below[at] for at in some])
+            ]
         with self._stage("scan", 0, 1):
-            residuals = np.stack([point.residual for point in chosen], axis=2)
+            residuals = np.stack([point.residual for point in rough], axis=2)
             scores = self._source.correlate(residuals) / self._source.n_samples
         with self._stage("fetch", 0, 1):
-            closeness = (scores / [point.penalty for point in chosen]).max(axis=1)
+            closeness = (scores / [point.penalty for point in rough]).max(axis=1)
             closeness[self._cache.slots(np.arange(len(closeness))) >= 0] = 0.0
             wanted = np.flatnonzero(closeness > 1 - _NEAR)
             wanted = wanted[np.argsort(-closeness[wanted], kind="stable")]
             self._cache.require(np.sort(wanted[: self._cache.capacity - self._cache.size]))
+        return rough
 
     def _exact(self, points: Iterable[Point], count: int) -> list[Point]:
         """Continue from rough solutions, by threads, to the optimum over the columns held.

@@ -59,7 +59,7 @@ def _move(
 
 
 @njit(nogil=True, cache=True)
-def descend(
+def sweep(
     columns: NDArray[np.float32],
     slots: NDArray[np.int64],
     predictions: NDArray[np.float32],
@@ -72,14 +72,12 @@ def descend(
     curvature: NDArray[np.float64],
     intercept_curvature: float,
     penalty: float,
-    tolerance: float,
-    max_sweeps: int,
-) -> tuple[int, bool]:
-    """Minimise the quadratic model over the rows of `coef` and the intercept, in place, by cyclic descent.
+) -> float:
+    """Descend on the quadratic model over the rows of `coef` in turn, then over the intercept, in place.
 
     The model of the softmax loss is exact to second order, ``S_i = v_i (diag(p_i) − p_i p_iᵀ)`` per sample; each
-    block's K × K Hessian is majorised by a scalar, so every step is a closed-form group soft-threshold and the model's
-    objective never rises. Sweeps alternate: one over all rows, then some over the non-zero rows only.
+    block's K × K Hessian is replaced by a scalar, so every step is a closed-form group soft-threshold. If the scalar
+    is at least the Hessian's largest eigenvalue, the model's objective does not rise.
 
     Parameters
     ----------
@@ -97,30 +95,24 @@ def descend(
     gradient : ndarray of shape (m, K), float64
         ``X̃_jᵀR/n`` at the expansion point, whose intercept is optimal.
     coef : ndarray of shape (m, K), float64
-        Start, and on return the minimiser.
+        Changed in place.
     intercept : ndarray of shape (K,), float64
-        Start, and on return the minimiser.
+        Changed in place.
     residual : ndarray of the shape of `predictions`, float32
         Minus the change of the model's gradient with respect to the logits since the expansion point: zero to begin
         with, and kept in step with `coef` and `intercept`. As only the change is in single precision, repeated model
         steps converge to double precision.
     curvature : ndarray of shape (m,), float64
-        A bound on the largest eigenvalue of each block Hessian; rows with bound zero are left alone.
+        What stands for each block's Hessian; rows where it is zero are left alone.
     intercept_curvature : float
         The same for the intercept.
     penalty : float
         λ.
-    tolerance : float
-        Stop when a sweep over all rows moves no gradient by more than this.
-    max_sweeps : int
-        Stop after this many sweeps.
 
     Returns
     -------
-    sweeps : int
-        Number of sweeps.
-    settled : bool
-        Whether the tolerance was met.
+    float
+        The most that a step moved a gradient.
     """
     n, n_outputs, n_rows = columns.shape[1], gradient.shape[1], len(residual)
     target = np.empty(n_outputs)
@@ -129,50 +121,39 @@ def descend(
     ones = np.ones(n, dtype=np.float32)
     scaled = np.empty(n, dtype=np.float32)
     mean_step = np.empty(n, dtype=np.float32)
-    active = np.empty(len(slots), dtype=np.bool_)
-    full = True
-    since_full = 0
-    sweeps = 0
-    while sweeps < max_sweeps:
-        sweeps += 1
-        worst = 0.0
-        for a in range(len(slots) + 1):
-            is_intercept = a == len(slots)
-            if not is_intercept and (not (full or active[a]) or curvature[a] <= 0):
-                continue
-            x = ones if is_intercept else columns[slots[a]]
-            h = intercept_curvature if is_intercept else curvature[a]
-            _correlate(x, residual, total)
+    worst = 0.0
+    for a in range(len(slots) + 1):
+        is_intercept = a == len(slots)
+        h = intercept_curvature if is_intercept else curvature[a]
+        if h <= 0:
+            continue
+        x = ones if is_intercept else columns[slots[a]]
+        _correlate(x, residual, total)
+        if is_intercept:
+            for k in range(n_outputs):
+                step[k] = total[k] / h
+        else:
+            length = 0.0
+            for k in range(n_outputs):
+                target[k] = coef[a, k] + (gradient[a, k] + total[k]) / h
+                length += target[k] ** 2
+            length = np.sqrt(length)
+            shrink = 1 - penalty / (h * length) if h * length > penalty else 0.0
+            for k in range(n_outputs):
+                step[k] = shrink * target[k] - coef[a, k]
+        moved = 0.0
+        for k in range(n_outputs):
+            moved += step[k] ** 2
+        if moved == 0:
+            continue
+        worst = max(worst, h * np.sqrt(moved))
+        for k in range(n_outputs):
             if is_intercept:
-                for k in range(n_outputs):
-                    step[k] = total[k] / h
+                intercept[k] += step[k]
             else:
-                length = 0.0
-                for k in range(n_outputs):
-                    target[k] = coef[a, k] + (gradient[a, k] + total[k]) / h
-                    length += target[k] ** 2
-                length = np.sqrt(length)
-                shrink = 1 - penalty / (h * length) if h * length > penalty else 0.0
-                active[a] = shrink > 0
-                for k in range(n_outputs):
-                    step[k] = shrink * target[k] - coef[a, k]
-            moved = 0.0
-            for k in range(n_outputs):
-                moved += step[k] ** 2
-            if moved == 0:
-                continue
-            worst = max(worst, h * np.sqrt(moved))
-            for k in range(n_outputs):
-                if is_intercept:
-                    intercept[k] += step[k]
-                else:
-                    coef[a, k] += step[k]
-            _move(x, step, weights, predictions, softmax, residual, scaled, mean_step)
-        if full and worst <= tolerance:
-            return sweeps, True
-        since_full = 0 if full else since_full + 1
-        full = worst <= tolerance or since_full >= 8
-    return sweeps, False
+                coef[a, k] += step[k]
+        _move(x, step, weights, predictions, softmax, residual, scaled, mean_step)
+    return worst
 
 
 @njit(nogil=True, cache=True, fastmath=_SUMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from pipeline.group_lasso.source import ColumnSource
@@ -11,6 +12,8 @@ from store.errors import InvalidInputError
 LEAST_COLUMNS = 32
 FETCH_ELEMENTS = 1 << 21
 """Values fetched at a time."""
+CHUNK_ELEMENTS = 1 << 19
+"""Values of held columns multiplied at a time, by each thread."""
 _COLUMNS_PER_SAMPLE = 8
 _USUAL_COLUMNS = 4096
 
@@ -30,6 +33,8 @@ class MemoryPlan(NamedTuple):
         Columns that fit.
     fill : int
         Columns M fetched after the first pass; the rest of the capacity is for those that turn out to be needed.
+    threads : int
+        How many penalties may be solved at once, in what scans and fetches need and leave free meanwhile.
     """
 
     memory: int
@@ -37,6 +42,7 @@ class MemoryPlan(NamedTuple):
     column: int
     capacity: int
     fill: int
+    threads: int
 
     @property
     def projected(self) -> int:
@@ -106,7 +112,10 @@ def plan_memory(source: ColumnSource, n_outputs: int, n_penalties: int, keep: in
     wanted = max(_COLUMNS_PER_SAMPLE * n, 4 * keep, _USUAL_COLUMNS)
     if p <= 4 * wanted:  # to hold them all spares every repair
         wanted = p
-    plan = MemoryPlan(memory, fixed, column, capacity, min(wanted, capacity if capacity == p else 3 * capacity // 4))
+    fill = min(wanted, capacity if capacity == p else 3 * capacity // 4)
+    one_thread = 120 * n * n_outputs + working_set + 12 * CHUNK_ELEMENTS
+    threads = min(os.cpu_count() or 1, n_penalties, 1 + (scan + fetching) // one_thread)
+    plan = MemoryPlan(memory, fixed, column, capacity, fill, threads)
     least = min(p, LEAST_COLUMNS)
     if capacity < least:
         raise plan.too_small(least)

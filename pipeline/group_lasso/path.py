@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -246,7 +245,7 @@ class TwoPassSolver:
 
         Every thread bounds scores on its own, so that no result depends on which other is finished first.
         """
-        pool = ThreadPoolExecutor(os.cpu_count(), "solver")
+        pool = ThreadPoolExecutor(self._cache.plan.threads, "solver")
         found: list[Point] = []
         try:
             with self._stage("solve", 0, 0):

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.group_lasso.budget import FETCH_ELEMENTS, MemoryPlan
+from pipeline.group_lasso.budget import CHUNK_ELEMENTS, FETCH_ELEMENTS, MemoryPlan
 from pipeline.group_lasso.kernels import centre_into
 from pipeline.group_lasso.losses import Array
 from pipeline.group_lasso.source import ColumnSource
-
-_CHUNK_ELEMENTS = 1 << 19
 
 Slots = NDArray[np.int64]
 
@@ -75,7 +73,7 @@ class ColumnCache:
         Nothing may be fetched by either while the other is in use.
         """
         twin = copy.copy(self)
-        twin._score, twin._drift_then = self._score.copy(), self._drift_then.copy()
+        twin._score, twin._drift_then = self._score[: self.size].copy(), self._drift_then[: self.size].copy()
         return twin
 
     @property
@@ -265,7 +263,7 @@ class ColumnCache:
         return out / len(weights)
 
     def _chunks(self, slots: Slots) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        step = max(1, _CHUNK_ELEMENTS // self.columns.shape[1])
+        step = max(1, CHUNK_ELEMENTS // self.columns.shape[1])
         for start in range(0, len(slots), step):
             part = slice(start, min(start + step, len(slots)))
             chosen = slots[part]

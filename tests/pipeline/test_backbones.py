@@ -69,7 +69,7 @@ def test_the_pretrained_head_is_kept_so_that_logits_are_a_tap() -> None:
 def test_the_digest_covers_names_types_shapes_parameters_and_buffers() -> None:
     model = load_backbone(NAME, "random:0").model
     digests = {weights_digest(model)}
-    model.bn1.running_mean[0] += 1  # type: ignore[index, union-attr, operator]
+    model.bn1.running_mean[0] += 1  # type: ignore[index, union-attr, operator]  # timm's attributes have no types
     digests.add(weights_digest(model))
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1
@@ -374,7 +374,7 @@ def test_transforms_repeat_exactly_and_survive_pickling(crop_mode: str) -> None:
 )
 def test_invalid_preprocessing_is_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        load_backbone(NAME, "random:0", **given)  # type: ignore[arg-type]
+        load_backbone(NAME, "random:0", **given)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_an_input_size_the_model_cannot_take_is_refused_before_weights_are_sought() -> None:

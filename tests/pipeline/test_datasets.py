@@ -33,7 +33,7 @@ def save(path: Path, color: tuple[int, ...] = RED, mode: str = "RGB", size: tupl
 
 def encoded(image: Image.Image, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, **({"format": "PNG"} | options))  # type: ignore[arg-type]
+    image.save(buffer, **({"format": "PNG"} | options))  # type: ignore[arg-type]  # any of Pillow's
     return buffer.getvalue()
 
 
@@ -437,7 +437,7 @@ def test_16_bit_tiffs_of_both_byte_orders_become_8() -> None:
 
 def test_cmyk_photographs_become_rgb() -> None:
     image = decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), format="JPEG", quality=100))
-    red, green, blue = image.getpixel((8, 8))  # type: ignore[misc]
+    red, green, blue = image.getpixel((8, 8))  # type: ignore[misc]  # a tuple in this mode
     assert (red > 250, green < 5, blue < 5) == (True, True, True)
 
 

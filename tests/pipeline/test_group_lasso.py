@@ -437,3 +437,11 @@ def test_other_widths_are_refused_at_prediction() -> None:
     X, y = planted(n=60, p=50)
     with pytest.raises(InvalidInputError, match="50 columns"):
         group_lasso(X, y).decision_function(X[:, :49])
+
+
+def test_penalties_are_solved_at_once_only_in_memory_that_scans_leave_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    small = plan_memory(ArraySource(np.zeros((1000, 5000), np.float32)), 5, 20, 0, 2**30)
+    large = plan_memory(ArraySource(np.zeros((20_000, 60), np.float32)), 100, 20, 0, 2**32)
+    assert (small.threads, large.threads) == (4, 1)
+    assert plan_memory(ArraySource(np.zeros((1000, 5000), np.float32)), 5, 2, 0, 2**30).threads == 2

@@ -140,8 +140,7 @@ class Cluster:
         from distributed.comm.core import CommClosedError
 
         at = f"the Dask cluster at {self._address}"
-        found: dict[int, list[Value]] = {}
-        positions: dict[Future[list[Value]], int] = {}
+        futures: list[Future[list[Value]]] = []
         try:
             parts = divide(items, max(1, sum(self._client.nthreads().values())))
             if store.uri not in self._stores:
@@ -153,17 +152,17 @@ class Cluster:
                 futures = self._client.map(
                     _on_worker, parts, function=function, store=self._stores[store.uri], shared=sent, pure=False
                 )
-            positions = {future: number for number, future in enumerate(futures)}
-            del futures
+            lengths = dict(zip(futures, map(len, parts), strict=True))
             done = 0
-            for future, values in as_completed(list(positions), self._client.loop, with_results=True):
-                if isinstance(values, BaseException):  # the scheduler is gone, and every future with it
-                    raise values
-                found[positions.pop(future)] = values
-                for _ in values:
+            for future in as_completed(futures, self._client.loop):
+                if future.status != "finished":
+                    future.result()  # raises, unless what was lost is made again
+                for _ in range(lengths[future]):
                     done += 1
                     if progress is not None:
                         progress(stage, done, len(items))
+            # All at once: a request for each would keep the scheduler as busy as a worker.
+            return [value for values in self._client.gather(futures) for value in values]
         except ImportError as error:
             raise InvalidInputError(
                 f"the workers of {at} lack what is installed here ({error}); install the same release there."
@@ -180,9 +179,8 @@ class Cluster:
                 f"{at} does not see what is seen here ({error}); the store must lie where all workers reach it."
             ) from None
         finally:
-            if positions and self._client.status == "running":
-                self._client.cancel(list(positions), force=True)
-        return [value for number in range(len(parts)) for value in found[number]]
+            if futures and self._client.status == "running":
+                self._client.cancel(futures, force=True)
 
 
 class _Place:

@@ -78,12 +78,15 @@ class _Scan:
             x.mul_(torch.from_numpy(self.inverse_norms[row, self.within(block)]))
         return x
 
-    def products(self, x: torch.Tensor, block: int) -> NDArray[np.float64]:
-        """Return X̃ᵀR over a block, shape (feature, K · L)."""
+    def products(self, shifted: torch.Tensor, origin: torch.Tensor, block: int) -> torch.Tensor:
+        """Return RᵀX over a block, shape (K · L, feature), of what was left of values, and of what they are less of.
+
+        Without what all samples have in common, single precision loses nothing that matters.
+        """
         # A copy, since the last bits of a product depend on where in memory its factors begin.
         own = torch.from_numpy(self.weights[:, self.within(block)]).clone(memory_format=torch.contiguous_format)
         # With the few residuals on the left it takes a third of the time of the same product the other way round.
-        return (own @ x.T).numpy().T.astype(np.float64)
+        return (own @ shifted.T).double().addr_(own.sum(1, dtype=torch.float64), origin)
 
 
 class _Scored(NamedTuple):
@@ -91,39 +94,39 @@ class _Scored(NamedTuple):
     norms: NDArray[np.float64]
 
 
-class _Slice(NamedTuple):
-    """A stripe and the means of its features."""
-
-    stripe: Stripe
-    mean: NDArray[np.float32]
-
-
 def _score_and_measure(store: ActivationStore, scan: _Scan, stripe: Stripe) -> _Scored:
     moments: Moments | None = None
-    products: NDArray[np.float64] | None = None
+    products: torch.Tensor | None = None
     for block in scan.blocks:
         x = scan.read(store, stripe, block)
-        origin = x[:, 0].double().numpy()
-        part = block_moments(x)
-        own = scan.weights[:, scan.within(block)].sum(1, dtype=np.float64)
-        product = scan.products(x, block) + np.outer(origin, own)
-        moments = merge(moments, part)
-        products = product if products is None else products + product
+        origin = x[:, 0].double()
+        moments = merge(moments, block_moments(x))
+        product = scan.products(x, origin, block)
+        products = product if products is None else products.add_(product)
     assert moments is not None
     assert products is not None
-    products -= np.outer(moments.mean, scan.weights.sum(1, dtype=np.float64))
-    return _Scored(moments, np.linalg.norm(products, axis=1))
+    total = torch.from_numpy(scan.weights).sum(1, dtype=torch.float64)
+    return _Scored(moments, _norms(products.addr_(total, torch.from_numpy(moments.mean), alpha=-1))[0])
 
 
-def _score(store: ActivationStore, shared: tuple[_Scan, int], part: _Slice) -> NDArray[np.float64]:
+def _score(store: ActivationStore, shared: tuple[_Scan, int], stripe: Stripe) -> NDArray[np.float64]:
     scan, n_penalties = shared
-    mean = torch.from_numpy(part.mean)[:, None]
-    total: NDArray[np.float64] | None = None
+    first: torch.Tensor | None = None
+    products: torch.Tensor | None = None
     for block in scan.blocks:
-        product = scan.products(scan.read(store, part.stripe, block).sub_(mean), block)
-        total = product if total is None else total + product
-    assert total is not None
-    return np.linalg.norm(total.reshape(len(total), -1, n_penalties), axis=1)
+        x = scan.read(store, stripe, block)
+        origin = x[:, 0].double()
+        # Residuals sum to zero over all samples, so that one number less of a feature makes no difference.
+        first = origin if first is None else first
+        product = scan.products(x.sub_(origin.float()[:, None]), origin - first, block)
+        products = product if products is None else products.add_(product)
+    assert products is not None
+    return _norms(products, n_penalties)
+
+
+def _norms(products: torch.Tensor, n_penalties: int = 1) -> NDArray[np.float64]:
+    """Return the norms over the K outputs of products of shape (K · L, feature), shape (L, feature)."""
+    return products.view(-1, n_penalties, products.shape[1]).square_().sum(0).sqrt_().numpy()
 
 
 class StoreSource:
@@ -222,13 +225,8 @@ class StoreSource:
             Norms of the products, not divided by n.
         """
         n, _, n_penalties = residuals.shape
-        mean = self._mean.astype(np.float32)
-        parts = []
-        for name, chunk in stripes(self.store):
-            layer = self.store.layers[name]
-            f0, f1 = (layer.offset + f for f in layer.chunk_range(chunk))
-            parts.append(_Slice((name, chunk), mean[f0:f1]))
-        norms = np.concatenate(self._map(_score, (self._scan(residuals.reshape(n, -1)), n_penalties), parts))
+        shared = self._scan(residuals.reshape(n, -1)), n_penalties
+        norms = np.concatenate(self._map(_score, shared, stripes(self.store)), axis=1).T
         norms *= self._scale[:, None]
         return norms
 

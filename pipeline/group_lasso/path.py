@@ -27,7 +27,7 @@ _WARM_RATIO = 0.6  # between the penalties visited on the way to the one asked f
 _WARM_ACCURACY = Accuracy(gap=np.inf, kkt=0.1)
 _KEEP_RATIO = 0.85
 _KEEP_FLOOR = 1e-3
-_NEAR = 0.1  # fetched with the violators: scores above (1 − 0.1) λ
+_NEAR = 0.05  # fetched with the violators: scores above (1 − 0.05) λ
 _FETCH_AT_ONCE = 2048  # rather than scan all features once more
 _MOST_PASSES = 40
 _PROBES = 3

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-quick check format bench bench-selection clean
+.PHONY: help install demo test test-quick check format bench bench-selection results clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench-selection: $(READY) ## measure selection against adelie, celer, scikit-lea
 	.peers/bin/python -m pip install --quiet --disable-pip-version-check 'numpy<2' adelie celer 'scikit-learn<1.6'
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.scaling
+
+results: $(READY) ## evaluate all methods on the offline benchmark and write docs/results.md; goes on where it stopped
+	$(BIN)/python -m benchmarks.results
 
 clean: ## remove the environment and what tools leave behind
 	rm -rf .venv .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from flows import catalogue_commands, extraction_commands, selection_commands
+from flows import catalogue_commands, evaluation_commands, extraction_commands, selection_commands
 from flows.catalogue_commands import Json
 from flows.console import extraction_sentence, print_facts, print_json, print_table, say
 from flows.stopping import command_line, listen, stopped_by
@@ -31,7 +31,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ValidationError as error:
-            from flows.config import explain
+            from flows.reading import explain
 
             _fail(f"{explain(error)}")
         except InterruptedExtractionError as error:
@@ -121,7 +121,7 @@ def _print_summary(summary: RunSummary) -> None:
     print_facts({"store": summary.store, "selection": summary.selection, "report": summary.report})
 
 
-for commands in (extraction_commands, selection_commands, catalogue_commands):
+for commands in (extraction_commands, selection_commands, evaluation_commands, catalogue_commands):
     commands.register(app)
 
 

@@ -35,18 +35,28 @@ class Columns:
 
     def __init__(self, store: ActivationStore, indices: NDArray[np.int64], train: Samples, held: Samples) -> None:
         self.store, self.indices, self.train, self.held = store, indices, train, held
+        self._read_before = store.reads.n_bytes
         self._train = read_samples(store, train.split, indices, train.rows)
         self._labels = store.labels(train.split)[train.rows]
         self._held: Matrix | None = None
 
     def fit(self, indices: NDArray[np.int64], normalization: str, parameters: RefitParameters) -> Prediction:
-        """Fit a head on some of the columns, by increasing global index, and predict the held samples."""
+        """Fit a head on some of the columns, by increasing global index, and predict the held samples.
+
+        Facts have the number of ``features`` and of ``parameters``, and the ``bytes_read`` since the columns were
+        first read, which other fits share.
+        """
         at = np.searchsorted(self.indices, indices)
         raw = self._train[:, at]
         normalize = fit_normalizer(self.store, indices, normalization, raw)
         head = fit_head(normalize(raw), self._labels, len(self.store.class_names), parameters)
         found = [predict_labels(head, normalize(part)) for part in self._parts(indices, at)]
-        return Prediction(np.concatenate(found), {"features": len(indices), **head.facts})
+        facts = {
+            "features": len(indices),
+            "parameters": head.coef.size + head.intercept.size,
+            "bytes_read": self.store.reads.n_bytes - self._read_before,
+        }
+        return Prediction(np.concatenate(found), {**facts, **head.facts})
 
     def _parts(self, indices: NDArray[np.int64], at: NDArray[np.int64]) -> Iterator[Matrix]:
         """Yield columns of the held samples: of a few samples kept for the next fit, of many read for each."""

@@ -103,6 +103,7 @@ class Head2Toe:
         seen = normalization if SCORERS[self.scorer].normalized else "none"
         with open_source(store, seen, train.split, memory=self.memory, samples=train.rows) as source:
             relevances = self._rank(source, np.unique(labels, return_inverse=True)[1], rankings, seed)
+            scanned = source.bytes_read
         for relevance, (_, group) in zip(relevances, groupby(settings, lambda s: s["ranking"]), strict=True):
             sharing = list(group)
             order = order_features(relevance, tuple(store.layers.values()))
@@ -111,6 +112,7 @@ class Head2Toe:
             for setting, indices in zip(sharing, best, strict=True):
                 refit = RefitParameters(**setting["refit"], seed=seed)
                 predicted, facts = columns.fit(indices, normalization, refit)
+                facts["bytes_read"] += scanned
                 support = {"support": int((relevance > 0).sum())} if SCORERS[self.scorer].sparse else {}
                 yield Prediction(predicted, {**facts, **support})
 

@@ -242,6 +242,21 @@ def test_the_protocols_seed_is_that_of_what_a_method_draws(store) -> None:
     assert (found[0] != found[2]).any()
 
 
+@pytest.mark.slow
+def test_a_fit_says_what_it_trained_and_what_it_read(store) -> None:
+    train, test = Samples("train", np.arange(90)), Samples("test", np.arange(37))
+    linear = Linear(store, refits=FEW)
+    facts = next(linear.fit(train, test, linear.grid[0][:1], 0)).facts
+    n_classes = len(store.class_names)
+    assert facts["parameters"] == (16 + 1) * n_classes
+    assert 1 <= facts["bytes_read"] / ((90 + 37) * 16 * store.dtype.itemsize) < 1.2
+    scan = sum(store.chunk_bytes(ref) for ref in store.chunks("train"))
+    head2toe = Head2Toe(store, options=({"penalty_ratio": 0.3},), fractions=(0.1,), refits=FEW)
+    facts = next(head2toe.fit(train, test, head2toe.grid[0], 0)).facts
+    assert facts["parameters"] == (12 + 1) * n_classes
+    assert 2 * scan < facts["bytes_read"] < 4 * scan
+
+
 def test_many_held_samples_are_read_in_parts(store, monkeypatch) -> None:
     from pipeline.methods import columns
 

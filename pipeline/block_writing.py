@@ -1,8 +1,9 @@
 """Blocks of a store: images read ahead, forwarded batch by batch, and written while the next block is computed.
 
 Three stages run at once: threads read `LOOK_AHEAD` batches ahead, also across the end of a block; this thread
-forwards; one thread writes. However many blocks there are, few are in memory: the one being filled (on a GPU also the
-one begun after it) and the one being written. A block that is full waits until the one before is written.
+forwards, or has a thread per core do so; one thread writes. However many blocks there are, few are in memory: the one
+being filled, the one begun after it, and the one being written. A block that is full waits until the one before is
+written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from pipeline.checksums import checksum_rows
 from pipeline.filling import Filling
 from pipeline.forwarding import Forward, is_out_of_memory
 from pipeline.loading import Loader, Loading
+from pipeline.norms import compiled_norms
 from pipeline.planning import Plan
 from pipeline.settings import Settings
 from store.claims import Block, Claims
@@ -63,7 +66,7 @@ def write_blocks(
         If a layer overflows the store's type.
     """
     settings = Settings.of(writer.store.provenance)
-    writer.checksum_rows = checksum_rows
+    writer.checksum_rows, writer.layer_norms = checksum_rows, compiled_norms
     model, layers = plan.backbone.model, plan.layers
     with (
         Claims(writer.store.objects) as claims,
@@ -107,7 +110,7 @@ class _Run:
             if self._reading:
                 self._compute(*self._reading.popleft())
             elif self._computing:
-                self._finish()
+                self._finish_last()
             elif not self._filling and not self._writing and self._waiting:
                 time.sleep(POLL_SECONDS)
             full = bool(self._filling) and self._filling[0].n_left == 0
@@ -143,17 +146,10 @@ class _Run:
         block.seconds["read"] += began - clock
         try:
             self._computing.append((block, block.forward(self._forward, places, images)))
+            while len(self._computing) > self._forward.n_behind:
+                self._finish()
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            too_large = True
-        else:
-            too_large = False
-        # One batch stays behind while the next is computed, where that happens elsewhere.
-        while len(self._computing) > (0 if too_large else self._forward.n_behind):
-            self._finish()
-        if too_large:
-            self._halve(block)
+            self._halve(block, error)
         block.seconds["forward"] += time.perf_counter() - began
 
     def _finish(self) -> None:
@@ -161,7 +157,21 @@ class _Run:
         wait()
         block.n_left -= 1
 
-    def _halve(self, block: Filling) -> None:
+    def _finish_last(self) -> None:
+        block, began = self._computing[0][0], time.perf_counter()
+        try:
+            self._finish()
+        except (RuntimeError, MemoryError) as error:
+            self._halve(block, error)
+        block.seconds["forward"] += time.perf_counter() - began
+
+    def _halve(self, block: Filling, error: Exception) -> None:
+        """Begin all blocks again that are not full, with smaller batches, if memory did not suffice."""
+        while self._computing:
+            with suppress(RuntimeError, MemoryError):
+                self._finish()
+        if not is_out_of_memory(error):
+            raise error
         self._batch_size = block.batch_size // 2
         if not self._batch_size:
             raise InvalidInputError(

@@ -49,23 +49,35 @@ def checksum_rows(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 @njit(nogil=True, cache=True)
 def _add_words(words: NDArray[np.uint64], tables: NDArray[np.uint32], sums: NDArray[np.uint32]) -> None:
-    """Take eight bytes at a time (Kounavis and Berry, 2005)."""
-    byte = np.uint64(0xFF)
-    for j in range(words.shape[0]):
-        crc = np.uint64(sums[j])
+    """Take eight bytes at a time (Kounavis and Berry, 2005) of four rows by turns, so that none waits for a table."""
+    whole = len(words) // 4 * 4
+    for j in range(0, whole, 4):
+        a, b, c, d = sums[j], sums[j + 1], sums[j + 2], sums[j + 3]
         for i in range(words.shape[1]):
-            word = words[j, i] ^ crc
-            crc = np.uint64(
-                tables[7, word & byte]
-                ^ tables[6, word >> np.uint64(8) & byte]
-                ^ tables[5, word >> np.uint64(16) & byte]
-                ^ tables[4, word >> np.uint64(24) & byte]
-                ^ tables[3, word >> np.uint64(32) & byte]
-                ^ tables[2, word >> np.uint64(40) & byte]
-                ^ tables[1, word >> np.uint64(48) & byte]
-                ^ tables[0, word >> np.uint64(56)]
-            )
-        sums[j] = crc
+            a = _step(words[j, i], a, tables)
+            b = _step(words[j + 1, i], b, tables)
+            c = _step(words[j + 2, i], c, tables)
+            d = _step(words[j + 3, i], d, tables)
+        sums[j], sums[j + 1], sums[j + 2], sums[j + 3] = a, b, c, d
+    for j in range(whole, len(words)):
+        for i in range(words.shape[1]):
+            sums[j] = _step(words[j, i], sums[j], tables)
+
+
+@njit(nogil=True, inline="always")
+def _step(word: np.uint64, crc: np.uint32, tables: NDArray[np.uint32]) -> np.uint32:
+    byte = np.uint64(0xFF)
+    word ^= np.uint64(crc)
+    return np.uint32(
+        tables[7, word & byte]
+        ^ tables[6, word >> np.uint64(8) & byte]
+        ^ tables[5, word >> np.uint64(16) & byte]
+        ^ tables[4, word >> np.uint64(24) & byte]
+        ^ tables[3, word >> np.uint64(32) & byte]
+        ^ tables[2, word >> np.uint64(40) & byte]
+        ^ tables[1, word >> np.uint64(48) & byte]
+        ^ tables[0, word >> np.uint64(56)]
+    )
 
 
 @njit(nogil=True, cache=True)

@@ -262,10 +262,11 @@ def estimate_seconds(
             clock = time.perf_counter()
             batch = loader.load(plan.data.splits[split], indices).result()
             reading = time.perf_counter() - clock
-            forward(batch, out)()  # the first batch of a shape is slow
-            clock = time.perf_counter()
-            forward(batch, out)()
-            computing = time.perf_counter() - clock
+            for _ in range(2):  # the first batch of a shape is slow
+                clock = time.perf_counter()
+                for finish in [forward(batch, out) for _ in range(forward.n_at_once)]:
+                    finish()
+                computing = (time.perf_counter() - clock) / forward.n_at_once
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

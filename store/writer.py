@@ -32,6 +32,8 @@ from store.spec import (
 
 LEAST_SQUARE_OF_INFINITY = 2.0**31
 """`layout.widen` makes 2¹⁶ or more of an infinity or a NaN in half precision; the sum of squares shows that."""
+PART_VALUES = 2**18
+"""Values whose squares are added in single precision before the sum goes on in double precision."""
 
 
 class StoreWriter:
@@ -43,11 +45,14 @@ class StoreWriter:
         The store as it can be read so far.
     checksum_rows : callable
         Gives the CRC-32C of each row of bytes; a producer may put a faster one in the place of `layout.checksum_rows`.
+    layer_norms : callable
+        Gives each sample's norm; a producer may put a faster one in the place of the module's own.
     """
 
     def __init__(self, store: ActivationStore) -> None:
         self.store = store
         self.checksum_rows: Callable[[NDArray[np.uint8]], NDArray[np.uint32]] = layout.checksum_rows
+        self.layer_norms: Callable[[NDArray[Any]], NDArray[np.float32]] = layer_norms
 
     @property
     def uri(self) -> str:
@@ -105,6 +110,7 @@ class StoreWriter:
             raise InvalidInputError(f"a block must hold exactly the store's layers; {odd!r} is missing or unknown.")
         norms = np.zeros((len(layers), stop - start), np.float32)
         encoded: dict[str, list[tuple[str, memoryview, bytes]]] = {}
+        sums: list[NDArray[np.uint32]] = []
         for row, layer in enumerate(store.layers.values()):
             values = layers[layer.name]
             if values.shape != (layer.n_features, stop - start) or values.dtype != store.dtype:
@@ -112,7 +118,7 @@ class StoreWriter:
                     f"layer {layer.name!r} of block {block} must be {store.dtype} of shape "
                     f"{(layer.n_features, stop - start)}, not {values.dtype} of shape {values.shape}."
                 )
-            norms[row] = layer_norms(values)
+            norms[row] = self.layer_norms(values)
             if not np.isfinite(norms[row]).all():
                 raise NotFiniteError(self._not_finite(layer.name, values, split, start))
             encoded[layer.name] = [
@@ -122,14 +128,11 @@ class StoreWriter:
                 )
                 for c in range(layer.n_chunks)
             ]
-        row_bytes = s.block_samples * store.dtype.itemsize
-        sums = [
-            self.checksum_rows(np.frombuffer(view, np.uint8).reshape(-1, row_bytes)[: stop - start])
-            for layer in store.layers.values()
-            for (start, stop), (_, view, _) in zip(
-                map(layer.chunk_range, range(layer.n_chunks)), encoded[layer.name], strict=True
-            )
-        ]
+            # Layer by layer, while it is in the cache of the processor.
+            for chunk, (_, view, _) in enumerate(encoded[layer.name]):
+                first, last = layer.chunk_range(chunk)
+                rows = np.frombuffer(view, np.uint8).reshape(layer.chunk_features, -1)
+                sums.append(self.checksum_rows(rows[: last - first]))
         rows_view, rows_crc = layout.encode(np.concatenate(sums)[:, None], (store.n_features, 1))
         norms_view, norms_crc = layout.encode(norms, (len(norms), s.block_samples))
         record = BlockRecord(
@@ -182,7 +185,7 @@ class StoreWriter:
 def layer_norms(values: NDArray[Any]) -> NDArray[np.float32]:
     """Return the L2 norm of each sample's vector as stored, shape (sample,), from (feature, sample) values."""
     total = np.zeros(values.shape[1], np.float64)
-    for part in np.array_split(values, max(1, values.size // 2**18)):
+    for part in np.array_split(values, max(1, values.size // PART_VALUES)):
         if values.dtype.itemsize == 2:
             wide = layout.widen(part)
             squares = np.einsum("fs,fs->s", wide, wide)

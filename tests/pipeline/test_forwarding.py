@@ -107,7 +107,7 @@ def test_other_errors_of_the_backbone_are_not_taken_for_want_of_memory(small, tm
         extract(small, str(tmp_path))
 
 
-def test_no_more_than_two_blocks_are_in_memory_however_slow_the_disk(small, tmp_path, monkeypatch) -> None:
+def test_few_blocks_are_in_memory_however_slow_the_disk(small, tmp_path, monkeypatch) -> None:
     alive, most = set(), 0
     filling, commit = block_writing.Filling, block_writing._Run._commit
 
@@ -128,7 +128,7 @@ def test_no_more_than_two_blocks_are_in_memory_however_slow_the_disk(small, tmp_
     monkeypatch.setattr(block_writing, "Filling", Watched)
     monkeypatch.setattr(block_writing._Run, "_commit", slow)
     done = extract(small, str(tmp_path))
-    assert most == 2
+    assert 2 <= most <= block_writing.LOOK_AHEAD + 2
     assert done.bottleneck.startswith("writing took")
     assert done.bottleneck.endswith("a smaller target size would help.")
 

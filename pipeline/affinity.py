@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from pipeline.protocol import Evaluation
 from store.errors import InvalidInputError, suggest
+
+if TYPE_CHECKING:
+    from pipeline.protocol import Evaluation
 
 LINEAR, SCRATCH, HEAD2TOE = "Linear", "Scratch", "Head2Toe"
 
@@ -111,4 +114,4 @@ def correlate_affinity(tasks: Sequence[TaskAffinity]) -> Correlation:
 
 
 def _accuracy(result: Evaluation | float) -> float:
-    return result.accuracy if isinstance(result, Evaluation) else float(result)
+    return float(result) if isinstance(result, int | float) else result.accuracy

@@ -102,7 +102,16 @@ def test_vtab_folders_go_through_the_papers_configuration(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_dry_run_writes_nothing(tmp_path) -> None:
-    given = [str(CONFIGS / "offline.yaml"), "--root", str(tmp_path), "--tasks", "digits", *SMALL]
+    given = [
+        str(CONFIGS / "offline.yaml"),
+        "--root",
+        str(tmp_path),
+        "--tasks",
+        "digits",
+        "--methods",
+        "Linear,Head2Toe",
+        *SMALL,
+    ]
     out, err = run(*given, "--dry-run")
     assert "1,797 to extract" in out
     assert "4 fits" in out

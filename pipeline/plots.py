@@ -130,6 +130,7 @@ def plot_affinity(tasks: Sequence[TaskAffinity], axes: Axes | None = None) -> Ax
 
 def _name_points(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
     """Write each point's name right, left, above or below of it, where the least of the others is covered."""
+    # A figure within a figure has no size of its own, says matplotlib's annotation.
     figure = axes.figure.get_size_inches() * 72 * 0.87  # type: ignore[union-attr]
     spans = [(low, high - low) for low, high in (axes.get_xlim(), axes.get_ylim())]
     at = np.array([[(v - low) / span for v, (low, span) in zip(p, spans, strict=True)] for p in points]) * figure

@@ -87,7 +87,9 @@ def train_network(
     list of float
         Mean cross-entropy of each batch, in nats. If training diverges it ends, and the last value is not finite.
     """
-    model.to(device=device, memory_format=torch.channels_last).requires_grad_(True).train()  # type: ignore[call-overload]
+    # PyTorch's annotations of `to` do not know this combination.
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.requires_grad_(True).train()
     shrunk = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups: list[dict[str, Any]] = [

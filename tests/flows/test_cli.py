@@ -35,6 +35,7 @@ def extracted(tmp_path_factory) -> str:
     return out.strip()
 
 
+@pytest.mark.slow
 def test_stages_run_one_after_the_other_from_the_command_line(extracted) -> None:
     selected = json.loads(run("select", extracted, "--fraction", "0.05", "--json")[0])
     assert selected["certificate"]["certified"] is True

@@ -78,6 +78,7 @@ def test_a_second_extraction_extracts_nothing_and_knows_what_it_saved(whole) -> 
     assert contents(whole) == before
 
 
+@pytest.mark.slow
 def test_other_batch_size_or_blocks_are_the_same_extraction_but_other_weights_are_not(tmp_path) -> None:
     def uri(**changes: object) -> str:
         return plan_extraction(SMALL.model_copy(update=changes), str(tmp_path)).uri
@@ -114,6 +115,7 @@ def test_killed_extraction_resumes_to_identical_bytes(whole, tmp_path) -> None:
     assert verify_store(open_store(done.uri)) == []
 
 
+@pytest.mark.slow
 def test_interrupted_extraction_keeps_committed_blocks_and_says_how_to_resume(tmp_path, whole) -> None:
     def stop_after_two_blocks(stage: str, done: int, total: int) -> None:
         if stage.startswith("extracting") and done >= 400:
@@ -126,6 +128,7 @@ def test_interrupted_extraction_keeps_committed_blocks_and_says_how_to_resume(tm
     assert contents(done.uri) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_resumed_store_keeps_the_batch_size_it_was_begun_with(tmp_path, whole) -> None:
     def stop(stage: str, done: int, total: int) -> None:
         if stage.startswith("extracting"):
@@ -137,6 +140,7 @@ def test_a_resumed_store_keeps_the_batch_size_it_was_begun_with(tmp_path, whole)
     assert contents(done.uri) == contents(whole)
 
 
+@pytest.mark.slow
 def test_overflow_names_the_layer_and_offers_float32(tmp_path) -> None:
     model = timm.create_model("test_resnet")
     with torch.no_grad():

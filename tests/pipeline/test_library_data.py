@@ -304,6 +304,7 @@ def write_parquet(
     return images
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_is_read_by_number(tmp_path: Path) -> None:
     images = write_parquet(tmp_path / "data", {"train": 6, "validation": 4, "test": 5}, names=["ant", "bee"])
     data = load_data(f"hfds/{tmp_path}/data", LibraryOptions(root=str(tmp_path / "cache")))

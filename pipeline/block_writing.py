@@ -2,8 +2,8 @@
 
 Three stages run at once: threads read `LOOK_AHEAD` batches ahead, also across the end of a block; this thread
 forwards, or has a thread per core do so; one thread writes. However many blocks there are, few are in memory: the one
-being filled, the one begun after it, and the one being written. A block that is full waits until the one before is
-written.
+being filled, the one begun after it, and the one being written; of blocks hardly larger than a batch `LOOK_AHEAD` + 2.
+A block that is full waits until the one before is written.
 """
 
 from __future__ import annotations

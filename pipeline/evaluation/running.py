@@ -70,7 +70,9 @@ def load_results(config: EvaluationConfig) -> Results:
 
     Images and weights are looked at, because they say which store is meant.
     """
-    return _run(config, partial(_evaluate_task, config, announce=None), None)
+    # In this process, whatever `jobs` says: a notebook, or a script without a `__main__`, cannot start others.
+    tasks = (_evaluate_task(config, task, announce=None, progress=None) for task in config.all_tasks)
+    return Results(config, tuple(tasks))
 
 
 @dataclass(frozen=True)

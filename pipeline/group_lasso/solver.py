@@ -16,6 +16,8 @@ from pipeline.group_lasso.screening import ColumnCache, Slots
 _NEWTON_STEPS = 100
 _STALLED_STEPS = 15  # without halving the error: rounding is all that is left
 _FORCING = 0.1  # how much more exact than the point the model is minimised
+_ENOUGH = 0.2  # of what is wanted, as rows that were not moved last have moved
+_COARSEST = 0.5
 _LEAST_GROWTH = 32
 
 
@@ -249,7 +251,8 @@ def _newton(cache: ColumnCache, loss: Loss, working: Slots, start: Point, penalt
         # A sweep that moves little may still be far from the model's minimum: insist if the last step gained little.
         forcing = _FORCING if state.kkt < previous / 2 else forcing / 10
         previous = state.kkt
-        tolerance = max(forcing, 1e-6) * state.kkt * penalty
+        # No more exact than what is wanted of the point: gap and violation fall with the model's at least in proportion.
+        tolerance = max(forcing, 1e-6, min(_ENOUGH / excess, _COARSEST)) * state.kkt * penalty
         change, shift, spent = minimise_model(cache, loss, working, coef, predictions, gradient, penalty, tolerance)
         sweeps += spent
         movement = cache.combine(working, change) + shift

@@ -154,7 +154,9 @@ def _pair(exact: Evaluation, adam: Evaluation, fraction: float) -> tuple[Setting
 
 
 def _race(name: str, store: ActivationStore, fraction: float, ours: Settings, theirs: Settings) -> Race:
-    exact, adam = (_accuracy(store, settings, fraction=fraction) for settings in (ours, theirs))
+    # Heads are fitted alike, so that nothing but the selection differs: each ranks features in its own normalization.
+    alike = {"normalization": ours["normalization"], "refit": ours["refit"]}
+    exact, adam = (_accuracy(store, settings, fraction=fraction, head=alike) for settings in (ours, theirs))
     seconds = [_seconds(store, settings, fraction) for settings in (ours, theirs)]
     return Race(name, fraction, exact, adam, *seconds)
 
@@ -165,19 +167,26 @@ def _select(store: ActivationStore, settings: Settings, **kept: Any) -> Selectio
     return select_features(store, SelectionParameters(**options, **kept))
 
 
-def _accuracy(store: ActivationStore, settings: Settings, donor: ActivationStore | None = None, **kept: Any) -> float:
-    """Return the percent of test samples that a head on a selection has right."""
+def _accuracy(
+    store: ActivationStore,
+    settings: Settings,
+    donor: ActivationStore | None = None,
+    head: Settings | None = None,
+    **kept: Any,
+) -> float:
+    """Return the percent of test samples that a head on a selection has right; the head as in `head`, if given."""
+    how = head or settings
     own, origin = (of_target_size(s, settings["target_size"]) for s in (store, donor or store))
     digest = _select(origin, settings, **kept).digest
     selection, features = selection_features(own, digest, origin)
-    head = refit(
+    fitted = refit(
         own,
         selection.indices,
         features=features,
-        normalization=settings["normalization"],
-        parameters=RefitParameters(**settings["refit"]),
+        normalization=how["normalization"],
+        parameters=RefitParameters(**how["refit"]),
     )
-    return 100 * head.accuracy["test"]
+    return 100 * fitted.accuracy["test"]
 
 
 def _seconds(store: ActivationStore, settings: Settings, fraction: float) -> float:

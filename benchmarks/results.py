@@ -138,8 +138,9 @@ def _methods(page: Page) -> None:
     )
     page.add(
         "Cost",
-        "Seconds were measured while each method ran, all cores allowed. The search tries every setting on five folds; "
-        "the final fit is one setting on all training images, with the test. Features come from stores, which cost "
+        "Seconds were measured while each method ran, `jobs` tasks at a time, each with its share of the cores. The "
+        "search tries every setting on five folds; the final fit is one setting on all training images, with the "
+        "test. Features come from stores, which cost "
         f"{_extraction(found.stores)} once for all methods that use them, and are not counted here; Fine-tuning and "
         "Scratch read images instead. *Read* is what the final fit and test read of the store. *To keep* is what a "
         "task adds to the backbone, in float32.",
@@ -209,8 +210,9 @@ def _race(page: Page, races: Sequence[experiments.Race], stores: Stores, exact: 
     longer = experiments.racing_long(few, exact, adam, page.say)
     page.add(
         "Exact or Adam selection",
-        "The same F; everything else is chosen by the folds for each. Seconds are those of ranking all features once "
-        "on all training images, mean over tasks, from a store that the operating system may hold in memory.",
+        "The same F, the same T, and the same kind of head, that of exact selection; each ranks features as its own "
+        "folds chose. Seconds are those of ranking all features once on all training images, mean over tasks, from a "
+        "store that the operating system may hold in memory.",
         race_table(races),
         f"Adam of {experiments.LONG:,} steps, on {', '.join(few)}, at the F that Adam's folds chose:",
         race_table(longer),

@@ -16,6 +16,7 @@ import torch
 from dask.base import compute
 from dask.delayed import delayed
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from store.activations import ActivationStore, open_store
 from store.errors import Head2ToeError, InvalidInputError, StoreNotFoundError
@@ -36,6 +37,7 @@ WORKERS_SECONDS = 60
 """How long a scheduler may take to answer, and how long workers may take to join it."""
 
 _local = threading.local()
+_share: int | None = None
 
 
 class ClusterError(Head2ToeError):
@@ -254,7 +256,16 @@ def workers(dask_address: str | None = None, n_threads: int | None = None) -> It
 
 def n_cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return min(allowed, _share or allowed)
+
+
+def share_cores(n_processes: int) -> None:
+    """Let this process use its share of the cores, one at least, beside others that do the same."""
+    global _share
+    _share = max(1, n_cores() // n_processes)
+    torch.set_num_threads(_share)
+    threadpool_limits(_share)
 
 
 def divide(items: Sequence[Item], n_threads: int) -> list[Sequence[Item]]:

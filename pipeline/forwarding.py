@@ -76,7 +76,7 @@ class Forward:
 
     def __enter__(self) -> Self:
         if self._device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         for capture in self._captures:
             capture.__enter__()
             self._idle.put(capture)
@@ -175,7 +175,7 @@ class Forward:
         return torch.cat([batch, batch.new_zeros((short, *batch.shape[1:]))]) if short else batch
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let the C library keep the memory of activations for the next ones.
 
     Hooks change the order in which memory is freed, and with it how often glibc gives it back to the system: new pages

@@ -158,4 +158,4 @@ def _clean(text: str, options: Mapping[str, Any]) -> str:
     for name, value in {**client, **options}.items():
         if isinstance(value, str) and re.search("secret|token|pass|key", name, re.IGNORECASE) and value:
             text = text.replace(value, "***")
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)

@@ -36,7 +36,7 @@ RowRequest = tuple[str, NDArray[np.int64]]
 RowsRead = tuple[NDArray[np.uint8], int, int]
 """The rows in the order asked for, shape (row, row_bytes), and the bytes and requests that it took."""
 
-_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET = re.compile(r"(?<=://)[^/\s]*@")
 _S3 = ("s3", "s3a")
 
 

@@ -17,10 +17,7 @@ from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
-import torch
-from threadpoolctl import threadpool_limits
-
-from pipeline.compute import Progress, n_cores
+from pipeline.compute import Progress, share_cores
 from pipeline.evaluation.config import EvaluationConfig, MethodParameters, TaskParameters
 from pipeline.evaluation.registry import Context, find_kind
 from pipeline.evaluation.results import Outcome, Results, TaskResult
@@ -146,8 +143,7 @@ def _run(config: EvaluationConfig, work: Callable[..., TaskResult], progress: Pr
     if jobs == 1:
         return Results(config, tuple(work(task, progress=progress) for task in tasks))
     others = set(active_children())
-    threads = max(1, n_cores() // jobs)
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (threads,))
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,))
     # Processes inherit what is blocked here: Ctrl-C, which a terminal sends to all, is for this one alone to answer.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -169,10 +165,9 @@ def _run(config: EvaluationConfig, work: Callable[..., TaskResult], progress: Pr
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(threads: int) -> None:
+def _begin(jobs: int) -> None:
     """Set up a process: it takes its share of the cores, and ends with the process that started it."""
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
+    share_cores(jobs)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -251,7 +251,7 @@ def _newton(cache: ColumnCache, loss: Loss, working: Slots, start: Point, penalt
         # A sweep that moves little may still be far from the model's minimum: insist if the last step gained little.
         forcing = _FORCING if state.kkt < previous / 2 else forcing / 10
         previous = state.kkt
-        # No more exact than what is wanted of the point: gap and violation fall with the model's at least in proportion.
+        # No more exact than what is wanted of the point, whose gap and violation fall with the model's.
         tolerance = max(forcing, 1e-6, min(_ENOUGH / excess, _COARSEST)) * state.kkt * penalty
         change, shift, spent = minimise_model(cache, loss, working, coef, predictions, gradient, penalty, tolerance)
         sweeps += spent

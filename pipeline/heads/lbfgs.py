@@ -23,6 +23,8 @@ WIDTH = 1024
 """Columns that are widened to double precision at a time."""
 NOTHING = 1e-10
 """Square of the extent of the samples along a direction, relative to the largest, below which there is none."""
+ROUNDING = 4 * np.finfo(np.float32).eps
+"""Deviation relative to the mean that a column has by rounding alone."""
 MEMORY = 10
 """Pairs of steps and changes of gradient from which L-BFGS estimates the curvature."""
 
@@ -74,7 +76,9 @@ def fit_lbfgs(
     """
     mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     values = torch.from_numpy(x - mean)
-    scale = torch.from_numpy(inverse(np.sqrt(np.square(values.numpy()).mean(axis=0, dtype=np.float64))))
+    deviation = np.sqrt(np.square(values.numpy()).mean(axis=0, dtype=np.float64))
+    deviation[deviation <= ROUNDING * np.abs(mean)] = 0  # such as ±1, which unit norm makes of a layer's only feature
+    scale = torch.from_numpy(inverse(deviation))
     values *= scale
     columns, back = values, None
     n, m = values.shape

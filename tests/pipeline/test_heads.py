@@ -98,6 +98,15 @@ def test_a_class_without_training_samples_is_never_predicted(parameters) -> None
     assert 2 not in predict_labels(head, x)
 
 
+def test_a_column_that_differs_by_rounding_alone_gets_no_weight() -> None:
+    x, y = overlapping()
+    last = np.nextafter(np.ones((len(x), 1), np.float32), (y[:, None] == 0).astype(np.float32) * 2)
+    head = fit_head(np.hstack([x, last]), y, 3)
+    alone = fit_head(x, y, 3)
+    assert not head.coef[-1].any()
+    np.testing.assert_allclose(head.coef[:-1], alone.coef, rtol=1e-6)
+
+
 def test_adam_is_the_recipe_of_the_selection_without_its_penalty() -> None:
     x, y = overlapping()
     head = fit_head(x, y, 3, RefitParameters(optimizer="adam", learning_rate=0.1, steps=40, seed=3))

@@ -1,4 +1,4 @@
-"""The command `head2toe`. Stage commands call the stages directly; only `run` and `demo` start Prefect."""
+"""The command `head2toe`. Stage commands call the stages directly; only runs and deployments use Prefect."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from flows import catalogue_commands, evaluation_commands, extraction_commands, selection_commands
+from flows import (
+    catalogue_commands,
+    deployment_commands,
+    evaluation_commands,
+    extraction_commands,
+    logs,
+    prediction_commands,
+    selection_commands,
+)
 from flows.catalogue_commands import Json
 from flows.console import extraction_sentence, print_facts, print_json, print_table, say
+from flows.redaction import redact
 from flows.stopping import command_line, listen, stopped_by
 from store.errors import Head2ToeError, InterruptedExtractionError
 
@@ -43,12 +52,12 @@ class _Commands(TyperGroup):
 
 
 def _fail(sentence: str) -> NoReturn:
-    say(f"error: {sentence}")
+    say(f"error: {redact(sentence)}")
     raise typer.Exit(MISTAKE)
 
 
 def _stop(sentence: str) -> NoReturn:
-    say(f"{sentence}\nTo go on, run:\n  {command_line()}")
+    say(f"{redact(sentence)}\nTo go on, run:\n  {command_line()}")
     raise typer.Exit(128 + stopped_by())
 
 
@@ -60,6 +69,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Adapt a frozen vision backbone to many tasks: extract every layer once, select features, refit a head.",
 )
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="Logs on standard error from this level on: debug, info, warning, error or critical; default "
+            "HEAD2TOE_LOG_LEVEL, or warning.",
+        ),
+    ] = None,
+) -> None:
+    logs.configure(log_level)
+    # Arguments may hold secrets, so the command is logged by its name alone.
+    context.with_resource(logs.bound(command=context.invoked_subcommand, run=logs.new_run()))
+    context.with_resource(logs.stage(str(context.invoked_subcommand)))
 
 
 @app.command()
@@ -121,7 +148,14 @@ def _print_summary(summary: RunSummary) -> None:
     print_facts({"store": summary.store, "selection": summary.selection, "report": summary.report})
 
 
-for commands in (extraction_commands, selection_commands, evaluation_commands, catalogue_commands):
+for commands in (
+    extraction_commands,
+    selection_commands,
+    prediction_commands,
+    evaluation_commands,
+    deployment_commands,
+    catalogue_commands,
+):
     commands.register(app)
 
 

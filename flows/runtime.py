@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from typing import TYPE_CHECKING
 
+from flows import logs
 from flows.console import say
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ def run_flow(config: Head2ToeConfig) -> RunSummary:
     Head2ToeError
         Whatever a stage raised for the user.
     """
+    if logs.shown(logging.INFO):
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     say("starting Prefect …")

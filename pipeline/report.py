@@ -57,15 +57,20 @@ def render_report(
         rows=rows,
         seconds=seconds,
         notes=notes,
-        pictures=[
-            ("Kept features by depth of layer", _svg(plot_kept_by_depth(store, selection))),
-            ("Relevance, sorted", _svg(plot_relevance(selection))),
-        ],
+        pictures=[(title, Markup(svg)) for _, title, svg in draw_pictures(store, selection)],
         layers=[(layer, kept) for layer, kept in selection.per_layer(store).items() if kept],
     )
 
 
-def _svg(axes: Axes) -> Markup:
+def draw_pictures(store: ActivationStore, selection: Selection) -> list[tuple[str, str, str]]:
+    """Return the pictures of a selection: a short name, a title, and the drawing as SVG."""
+    return [
+        ("kept-by-depth", "Kept features by depth of layer", _svg(plot_kept_by_depth(store, selection))),
+        ("relevance", "Relevance, sorted", _svg(plot_relevance(selection))),
+    ]
+
+
+def _svg(axes: Axes) -> str:
     """Return a drawing as inline SVG; its text is escaped by matplotlib."""
     import matplotlib as mpl
 
@@ -76,4 +81,4 @@ def _svg(axes: Axes) -> Markup:
     with mpl.rc_context({"svg.hashsalt": "head2toe", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :])
+    return text[text.index("<svg") :]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from store.errors import InvalidInputError
 
@@ -19,13 +21,28 @@ FORMAT = "head2toe-activations"
 FORMAT_VERSION = 1
 DIGEST_LENGTH = 20
 
+_ATTRIBUTE = re.compile(r"^(\w[\w, ]*?) : .*\n((?: {4}.*\n)+)", re.MULTILINE)
+
 DTypeName = Literal["float16", "float32"]
 
 
-class Frozen(BaseModel):
-    """Immutable model that refuses unknown fields."""
+def _describe_fields(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Give the fields of a JSON schema, of which forms are made, what the docstrings say under ``Attributes``."""
+    if "description" in schema:
+        schema["description"] = schema["description"].partition("\n\n")[0]
+    for ancestor in model.__mro__:
+        _, _, listed = inspect.cleandoc(ancestor.__doc__ or "").partition("\nAttributes\n----------\n")
+        for names, text in _ATTRIBUTE.findall(listed.partition("\n\n")[0] + "\n"):
+            for name in names.split(", "):
+                field = schema.get("properties", {}).get(name)
+                if field is not None:
+                    field.setdefault("description", " ".join(text.split()))
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Frozen(BaseModel):
+    """Immutable model that refuses unknown fields, and whose JSON schema explains them as its docstring does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_describe_fields)
 
 
 class BackboneSpec(Frozen):
@@ -89,8 +106,26 @@ class TapSpec(Frozen):
     point: Literal["input", "output"] = "output"
 
 
+class PluginSpec(Frozen):
+    """Something that another package gives, and whose version says what it does.
+
+    Attributes
+    ----------
+    name : str
+        Name of the entry point.
+    distribution : str
+        The package as it is installed by.
+    version : str
+        Its version.
+    """
+
+    name: str
+    distribution: str
+    version: str
+
+
 class PoolingSpec(Frozen):
-    """The paper's pooling rule and its parameters.
+    """The pooling rule, the paper's or another package's, and its parameters.
 
     Attributes
     ----------
@@ -98,10 +133,18 @@ class PoolingSpec(Frozen):
         Number of features aimed at per layer; several are stored side by side.
     cls_token : str
         Whether prefix tokens are averaged with the patches, kept apart, or the only ones kept.
+    plugin : PluginSpec, optional
+        What pools in place of the paper's rule.
     """
 
     target_sizes: tuple[Annotated[int, Field(ge=1)], ...]
     cls_token: Literal["pooled", "separate", "only"] = "pooled"
+    plugin: PluginSpec | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Say nothing of a plug-in where there is none: the paper's rule has the fingerprints it always had."""
+        return {name: value for name, value in handler(self).items() if name != "plugin" or value is not None}
 
 
 class SplitSpec(Frozen):

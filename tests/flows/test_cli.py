@@ -184,7 +184,7 @@ except SystemExit:
     sys.exit(bool({"torch", "prefect"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    commands = "demo run taps extract select refit import list show verify alias remove"
+    commands = "demo run taps extract select refit import list show verify alias remove deploy serve"
     for command in commands.split():
         assert f"\n  {command} " in done.stdout
 

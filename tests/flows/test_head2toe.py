@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,16 +16,6 @@ pytestmark = [
     # Prefect's server and its dependencies deprecate each other's functions; that is not ours to mend.
     pytest.mark.filterwarnings("ignore"),
 ]
-
-
-@pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory) -> Iterator[None]:
-    """A Prefect server of its own, away from the user's."""
-    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 def config(root: Path, **selection: object) -> Head2ToeConfig:

@@ -22,7 +22,8 @@ COPY --chown=head2toe:head2toe prefect.yaml ./
 COPY --chown=head2toe:head2toe configs/ configs/
 COPY --chown=head2toe:head2toe notebooks/ notebooks/
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
-USER head2toe
+# By number, which a host without this user can check too.
+USER 1000:1000
 # Made here so that named volumes mounted over them belong to the user.
 RUN mkdir demo work
 CMD ["head2toe", "--help"]

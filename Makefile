@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-quick check format bench bench-selection results clean
+.PHONY: help install demo test test-quick check format bench bench-selection bench-operations results clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ test: $(READY) ## run all tests
 	$(BIN)/python -m pytest
 
 test-quick: $(READY) ## run the tests that take less than 3 minutes together
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster"
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -41,12 +41,16 @@ bench: $(READY) ## measure ratios against limits (peers: bench-selection)
 	$(BIN)/python -m benchmarks.remote
 	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.refit
+	$(BIN)/python -m benchmarks.prediction
 
 bench-selection: $(READY) ## measure selection against adelie, celer, scikit-learn and one pass over the store
 	test -x .peers/bin/python || $(PYTHON) -m venv .peers
 	.peers/bin/python -m pip install --quiet --disable-pip-version-check 'numpy<2' adelie celer 'scikit-learn<1.6'
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.scaling
+
+bench-operations: $(READY) ## measure what Prefect costs, and queue 100 runs; takes about 15 minutes
+	$(BIN)/python -m benchmarks.operations
 
 results: $(READY) ## evaluate all methods on the offline benchmark and write docs/results.md; goes on where it stopped
 	$(BIN)/python -m benchmarks.results

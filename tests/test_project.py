@@ -1,4 +1,4 @@
-"""What the project says about itself is so: documentation, configuration, deployments and containers."""
+"""What the project says about itself is so: documentation, configuration and deployments."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ DOCUMENTS = (
     "docs/tasks.md",
     "docs/evaluation.md",
     "docs/baselines.md",
+    "docs/prediction.md",
+    "docs/extending.md",
+    "docs/scikit-learn.md",
 )
 TOOLS = Path(sys.executable).parent
-REQUIRED = re.compile(r"\$\{(\w+):\?[^}]+\}")
-"""A variable without which compose refuses to start, as ``${NAME:?message}``."""
 
 
 def text(name: str) -> str:
@@ -47,16 +48,6 @@ def text(name: str) -> str:
 def blocks(name: str, language: str) -> list[str]:
     """Return a document's code blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text(name), re.MULTILINE | re.DOTALL)
-
-
-def compose() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(text("docker-compose.yml"))
-    return document
-
-
-def services() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = compose()["services"]
-    return found
 
 
 def deployments() -> list[dict[str, Any]]:
@@ -189,10 +180,15 @@ def test_deployments_name_flows_and_valid_parameters(deployment: dict[str, Any])
     assert (ROOT / path).samefile(module.__file__ or "")
     flow = getattr(module, name)
     assert isinstance(flow, Flow)
-    flow.validate_parameters(deployment["parameters"])
-    config = Head2ToeConfig.model_validate(deployment["parameters"]["config"])
+    assert flow.validate_parameters(deployment["parameters"])["config"]
+
+
+def test_the_nightly_deployment_is_the_demo() -> None:
+    [nightly] = [d for d in deployments() if d["name"] == "head2toe"]
+    config = Head2ToeConfig.model_validate(nightly["parameters"]["config"])
     assert config == load_config(ROOT / "configs" / "demo.yaml")
-    assert deployment["concurrency_limit"] == 1
+    assert nightly["concurrency_limit"] == 1
+    assert [schedule["slug"] for schedule in nightly["schedules"]] == ["nightly"]
 
 
 def test_hooks_run_installed_tools() -> None:
@@ -203,101 +199,3 @@ def test_hooks_run_installed_tools() -> None:
         tool = Path(hook["entry"].split()[0])
         assert tool.parent == Path(".venv/bin")
         assert (TOOLS / tool.name).exists(), f"hook {hook['id']} runs {tool.name}, which is not installed"
-
-
-# ---------------------------------------------------------------- containers
-
-
-@pytest.mark.parametrize("name", services())
-def test_services_are_pinned(name: str) -> None:
-    service = services()[name]
-    _, colon, tag = service["image"].rpartition(":")
-    assert colon
-    assert re.search(r"\d+\.\d+|\d{4}-\d\d-\d\d", tag), f"{name} has no pinned image: {service['image']}"
-    assert ("build" in service) == service["image"].startswith("head2toe-store:")
-
-
-def test_bases_of_the_image_are_pinned() -> None:
-    bases = re.findall(r"^FROM (\S+)", text("Dockerfile"), re.MULTILINE)
-    assert len(bases) > 1
-    assert all(re.search(r":\d+\.\d+\.\d+", base) for base in bases)
-    assert re.findall(r"^USER (\S+)", text("Dockerfile"), re.MULTILINE)[-1] != "root"
-    assert "--constraint constraints.txt" in text("Dockerfile")
-
-
-def test_ports_are_open_to_this_machine_only() -> None:
-    ports = [port for service in services().values() for port in service.get("ports", [])]
-    assert ports
-    assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports)
-    assert len({port.split(":")[1] for port in ports}) == len(ports)
-
-
-def test_secrets_come_from_the_environment_and_have_no_default() -> None:
-    for name, service in services().items():
-        for variable, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|TOKEN|SECRET|ACCESS_KEY|_USER$", variable) and value != "prefect":
-                assert REQUIRED.fullmatch(value), f"{name} has a literal {variable}"
-            assert "PASSWORD" not in variable or value != "prefect"
-            assert not re.search(r"://[^/]*:[^/]*@", str(value)), f"{name} has a password in {variable}"
-    assert not re.search(r"\$\{\w+:?[-+]", text("docker-compose.yml"))
-
-
-def test_environment_example_has_every_variable_and_no_value() -> None:
-    lines = [line for line in text(".env.example").splitlines() if line and not line.startswith("#")]
-    assert all(line.endswith("=") for line in lines)
-    assert {line.removesuffix("=") for line in lines} == set(REQUIRED.findall(text("docker-compose.yml")))
-
-
-def test_services_wait_for_what_they_need() -> None:
-    every = services()
-    for name, service in every.items():
-        ends = service.get("restart") == "no"
-        assert ends or "healthcheck" in service, f"{name} has no health check"
-        for other, how in service.get("depends_on", {}).items():
-            expected = "service_completed_successfully" if every[other].get("restart") == "no" else "service_healthy"
-            assert how["condition"] == expected, f"{name} waits for {other} to be {how['condition']}"
-
-
-def test_volumes_are_declared_and_used() -> None:
-    used = {volume.split(":")[0] for service in services().values() for volume in service.get("volumes", [])}
-    assert used == compose()["volumes"].keys()
-
-
-def test_services_of_our_image_run_installed_commands_with_known_settings() -> None:
-    from prefect.settings import Settings
-
-    known = {name.upper() for name in _setting_names(Settings)}
-    assert "PREFECT_API_URL" in known
-    for name, service in services().items():
-        if "build" not in service:
-            continue
-        lines = [service["command"], service.get("healthcheck", {}).get("test", ["CMD", "python"])[1:]]
-        for program, *arguments in lines:
-            programs = [part.split()[0] for part in arguments[-1].split("&&")] if program == "sh" else [program]
-            for each in programs:
-                assert (TOOLS / each).exists(), f"{name} runs {each}, which is not installed"
-            if program == "python" and arguments:
-                compile(arguments[-1], name, "exec")
-        for variable in service.get("environment", {}):
-            assert not variable.startswith("PREFECT_") or variable in known, f"{name} sets {variable}"
-
-
-def _setting_names(model: Any) -> Iterator[str]:
-    prefix = model.model_config["env_prefix"]
-    for name, field in model.model_fields.items():
-        if hasattr(field.annotation, "model_fields"):
-            yield from _setting_names(field.annotation)
-        else:
-            yield f"{prefix}{name}"
-
-
-def test_image_is_built_from_files_that_reach_the_builder() -> None:
-    let_in = {line[1:].rstrip("/") for line in text(".dockerignore").splitlines() if line.startswith("!")}
-    sources = {
-        word.rstrip("/")
-        for line in re.findall(r"^COPY (?!--from)(.+)$", text("Dockerfile"), re.MULTILINE)
-        for word in line.split()[:-1]
-        if not word.startswith("--")
-    }
-    assert sources == let_in
-    assert all((ROOT / source).exists() for source in sources)

@@ -49,7 +49,8 @@ class ClsToken(StrEnum):
 Taps = Annotated[
     list[str],
     typer.Option(
-        help="Preset (head2toe, blocks, embedding, logits, input), module name or shell-style pattern; repeatable."
+        help="Preset (head2toe, blocks, embedding, logits, input, or a plug-in's), module name or shell-style pattern; "
+        "repeatable."
     ),
 ]
 Exclude = Annotated[list[str], typer.Option(help="Pattern of taps to leave out; repeatable.")]
@@ -58,9 +59,10 @@ TargetSizes = Annotated[
 ]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the backbone's own.")]
 ClsTokenOption = Annotated[ClsToken, typer.Option(help="What becomes of prefix tokens.")]
+Pooling = Annotated[str, typer.Option(metavar="NAME", help="'average', the paper's, or a plug-in's.")]
 DATA_HELP = (
     "'digits', 'offline/<task>', an .npz file, a folder (<class>/…, or train/<class>/… and test/<class>/…, or VTAB-1k "
-    "lists), or a name as timm has it: torch/cifar10, hfds/<repository>, wds/<folder>."
+    "lists), a name as timm has it: torch/cifar10, hfds/<repository>, wds/<folder>, or a plug-in's."
 )
 DEFAULT_TAPS, NO_PATTERNS, DEFAULT_TARGET_SIZES = ["head2toe"], list[str](), [512]
 
@@ -71,6 +73,7 @@ def taps(
     taps: Taps = DEFAULT_TAPS,
     exclude: Exclude = NO_PATTERNS,
     cls_token: ClsTokenOption = ClsToken.pooled,
+    pooling: Pooling = "average",
     image_size: ImageSize = None,
     as_json: Json = False,
 ) -> None:
@@ -81,16 +84,15 @@ def taps(
     from pipeline.backbones import model_structure
     from pipeline.preprocessing import resolve_preprocessing
     from pipeline.probing import trace
-    from pipeline.taps import plan_layers, resolve_taps
-    from store.spec import PoolingSpec
+    from pipeline.taps import plan_layers, plan_pooling, resolve_taps
 
     model = model_structure(backbone, image_size)
     asked = None if image_size is None else (3, image_size, image_size)
     input_size = resolve_preprocessing(model, input_size=asked).input_size
     calls = trace(model, input_size)
     chosen = resolve_taps(model, tuple(taps), tuple(exclude), input_size, calls)
-    pooling = PoolingSpec(target_sizes=tuple(target_size), cls_token=cls_token.value)
-    layers = plan_layers(model, chosen, pooling, input_size, calls)
+    rule = plan_pooling(pooling, target_size, cls_token.value)
+    layers = plan_layers(model, chosen, rule, input_size, calls)
     rows: list[dict[str, Any]] = [
         {
             "layer": layer.name,
@@ -133,6 +135,7 @@ def extract(
     exclude: Exclude = NO_PATTERNS,
     target_size: TargetSizes = DEFAULT_TARGET_SIZES,
     cls_token: ClsTokenOption = ClsToken.pooled,
+    pooling: Pooling = "average",
     dtype: Annotated[DType, typer.Option(help="Type of the stored values.")] = DType.float16,
     image_size: ImageSize = None,
     preprocessing: Annotated[
@@ -206,6 +209,7 @@ def extract(
         exclude=tuple(exclude),
         target_sizes=tuple(target_size),
         cls_token=cls_token.value,
+        pooling=pooling,
         dtype=dtype.value,
         image_size=image_size,
         preprocessing=preprocessing,

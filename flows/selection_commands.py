@@ -13,7 +13,7 @@ from flows.console import ProgressBars, human_bytes, print_facts, print_json, pr
 if TYPE_CHECKING:
     from store import ActivationStore
 
-SCORERS = "group_lasso, adam, l1, l2, variance, chi2, f_classif, mutual_info, extra_trees or random"
+SCORERS = "group_lasso, adam, l1, l2, variance, chi2, f_classif, mutual_info, extra_trees, random, or a plug-in's"
 NORMALIZATIONS = "standardize, unit_norm (the paper's) or none"
 Join = Annotated[
     list[str] | None,

@@ -16,11 +16,14 @@ from pipeline.labels import stratified_test_ids
 from pipeline.library_data import FOLDERS, PREFIXES, LibraryOptions, load_library_data
 from pipeline.offline.tasks import PREFIX as OFFLINE
 from pipeline.offline.tasks import draw_task, find_task
+from pipeline.plugins import Plugin, blamed, find_plugin, plugin_names
 from store.errors import InvalidInputError
 
 __all__ = ["ImageData", "ImageSplit", "LibraryOptions", "from_arrays", "load_data"]
 
 N_DIGITS_TEST = 797
+OURS = ("digits", "folder", OFFLINE, *PREFIXES)
+"""What names of data begin with that no plug-in gives."""
 
 
 def load_data(name: str, options: LibraryOptions | None = None) -> ImageData:
@@ -33,7 +36,7 @@ def load_data(name: str, options: LibraryOptions | None = None) -> ImageData:
         ``"offline/<task>"``: a task of `pipeline.offline.tasks`, drawn from its seed.
         ``"folder:<path>"`` or a path: see `pipeline.folders.list_folder` for the layouts. A path ending in ``.npz``:
         see `pipeline.arrays.load_npz`. ``"torch/…"``, ``"hfds/…"``, ``"wds/…"``: see
-        `pipeline.library_data.load_library_data`.
+        `pipeline.library_data.load_library_data`. ``"<source>"`` or ``"<source>/…"``: of an installed plug-in.
     options : LibraryOptions, optional
         For names that a library knows.
 
@@ -54,6 +57,8 @@ def load_data(name: str, options: LibraryOptions | None = None) -> ImageData:
 
 def _load(name: str, options: LibraryOptions | None) -> ImageData:
     prefix, slash, rest = name.partition("/")
+    outside = prefix in plugin_names("data source") and not Path(name).exists()
+    plugin = find_plugin("data source", prefix, OURS) if outside else None
     if slash and prefix.lower() in PREFIXES and not Path(name).exists():
         options = options or LibraryOptions()
         if prefix.lower() != "torch" or rest.lower() not in FOLDERS:
@@ -66,6 +71,8 @@ def _load(name: str, options: LibraryOptions | None) -> ImageData:
             f"data {name!r} takes no data root, download, split, input key or target key; they are for names of "
             f"libraries: {', '.join(f'{p}/…' for p in PREFIXES[:3])}."
         )
+    if plugin is not None:
+        return _from_outside(plugin, name, rest)
     if name == "digits":
         return _digits()
     if prefix == OFFLINE and slash and not Path(name).exists():
@@ -75,11 +82,28 @@ def _load(name: str, options: LibraryOptions | None) -> ImageData:
     if path.suffix == ".npz":
         return load_npz(name, path)
     if not name.startswith("folder:") and not path.is_dir():
+        others = "".join(f", {source!r}" for source in plugin_names("data source"))
         raise InvalidInputError(
-            f"data {name!r} is no existing path; give 'digits', 'offline/<task>', a folder or an .npz file, or a name "
-            "such as 'torch/cifar10', 'hfds/<repository>' or 'wds/<folder>'."
+            f"data {name!r} is no existing path; give 'digits', 'offline/<task>'{others}, a folder or an .npz file, or "
+            "a name such as 'torch/cifar10', 'hfds/<repository>' or 'wds/<folder>'."
         )
     return _folder(name, path)
+
+
+def _from_outside(plugin: Plugin, name: str, rest: str) -> ImageData:
+    plugin.require(callable(plugin.value), "a function from the rest of a name to pipeline.image_data.ImageData")
+    with blamed(plugin.kind, plugin.spec):
+        data = plugin.value(rest)
+        if not isinstance(data, ImageData):
+            raise InvalidInputError(f"it gives a {type(data).__name__} instead of pipeline.image_data.ImageData.")
+        for split, images in data.splits.items():
+            if not len(images) or images.labels.min() < 0 or images.labels.max() >= len(data.class_names):
+                raise InvalidInputError(
+                    f"split {split!r} must have images, with labels from 0 to {len(data.class_names) - 1}."
+                )
+        if "train" not in data.splits:
+            raise InvalidInputError(f"it has the splits {sorted(data.splits)} and no 'train'.")
+    return replace(data, name=name)
 
 
 def _folder(name: str, path: Path) -> ImageData:

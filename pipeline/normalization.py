@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.statistics import block_moments
-from store.activations import ActivationStore
 from store.errors import InvalidInputError, suggest
-from store.layout import locate
+from store.layout import Layer, locate
 
 Normalization = Literal["unit_norm", "standardize", "none"]
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+
+
+class Layered(Protocol):
+    """Features in layers, such as a store's."""
+
+    @property
+    def layers(self) -> Mapping[str, Layer]: ...
 
 
 def inverse(values: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -24,12 +30,12 @@ def inverse(values: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.divide(1.0, wide, out=np.zeros_like(wide), where=wide > 0).astype(np.float32)
 
 
-def renormalize(store: ActivationStore, indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+def renormalize(store: Layered, indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
     """Divide each layer's selected sub-vector by its L2 norm, in place: what the reference does in the refit.
 
     Parameters
     ----------
-    store : ActivationStore
+    store : ActivationStore or Layered
         Says which layer an index belongs to.
     indices : ndarray of int64, shape (m,)
         Global indices of the columns.
@@ -42,13 +48,13 @@ def renormalize(store: ActivationStore, indices: NDArray[np.int64], values: NDAr
 
 
 def fit_normalizer(
-    store: ActivationStore, indices: NDArray[np.int64], normalization: str, raw: NDArray[np.float32]
+    store: Layered, indices: NDArray[np.int64], normalization: str, raw: NDArray[np.float32]
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """Return what makes gathered columns what a head sees, with statistics of given training samples alone.
 
     Parameters
     ----------
-    store : ActivationStore
+    store : ActivationStore or Layered
         Says which layer an index belongs to.
     indices : ndarray of int64, shape (m,)
         Global indices of the columns.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from timm.layers.drop import DropPath
 from torch import nn
 
+from pipeline.plugins import Plugin, blamed, find_plugin, plugin_names
 from pipeline.presets import INPUT, LOGITS, PRE_LOGITS, Anatomy, block_values, head2toe_values
 from pipeline.probing import Call, Value
 from store.errors import InvalidInputError, suggest
@@ -53,7 +54,10 @@ class Places:
         InvalidInputError
             If there is none, or none that can be captured.
         """
-        if pattern in PRESETS:
+        plugin = find_plugin("tap preset", pattern, (*PRESETS, PRE_LOGITS, *self._names))
+        if plugin is not None:
+            yield from self._from_outside(plugin)
+        elif pattern in PRESETS:
             yield from self._preset(pattern)
         elif pattern == PRE_LOGITS:
             yield from self._preset("embedding")
@@ -63,6 +67,17 @@ class Places:
             yield self._at(self.single_call(pattern.removesuffix(".input")), "input")
         else:
             yield from self._glob(pattern)
+
+    def _from_outside(self, plugin: Plugin) -> Iterator[Place]:
+        plugin.require(callable(plugin.value), "a function from a model to names and patterns of taps")
+        with blamed(plugin.kind, plugin.spec):
+            patterns = plugin.value(self._anatomy.model)
+            if isinstance(patterns, str) or not (patterns := list(patterns)):
+                raise InvalidInputError("it gives no list of names and patterns of taps.")
+            for pattern in patterns:
+                if pattern in plugin_names("tap preset"):
+                    raise InvalidInputError(f"it names the preset {pattern!r} of a plug-in; name taps instead.")
+                yield from self.find(pattern)
 
     def single_call(self, name: str) -> Call:
         """Return the only call of a module; raise `InvalidInputError` if it runs never or more than once."""
@@ -152,7 +167,8 @@ class Places:
     def _glob(self, pattern: str) -> Iterator[Place]:
         names = fnmatch.filter(self._names, pattern)
         if not names:
-            raise InvalidInputError(f"tap {pattern!r} matches no module; {suggest(pattern, [*PRESETS, *self._names])}")
+            presets = [*PRESETS, *plugin_names("tap preset")]
+            raise InvalidInputError(f"tap {pattern!r} matches no module; {suggest(pattern, [*presets, *self._names])}")
         refusals = []
         for name in names:
             try:
@@ -172,6 +188,11 @@ class Places:
             {"name": re.sub(r"[^A-Za-z0-9._-]", "_", label), "module": call.name, "point": point}
         )
         return Place(when, tap)
+
+
+def is_preset(pattern: str) -> bool:
+    """Whether `pattern` names taps by a rule: this package's or a plug-in's."""
+    return pattern in PRESETS or pattern in plugin_names("tap preset")
 
 
 def is_glob(pattern: str) -> bool:

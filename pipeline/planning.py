@@ -17,10 +17,10 @@ from pipeline.pooling import ClsToken
 from pipeline.preprocessing import DEFAULT_PRESET, describe
 from pipeline.probing import trace
 from pipeline.settings import Autocast
-from pipeline.taps import PlannedLayer, plan_layers, resolve_taps
+from pipeline.taps import AVERAGE, PlannedLayer, plan_layers, plan_pooling, resolve_taps
 from store.activations import open_store
 from store.objects import join
-from store.spec import DataSpec, DTypeName, ExtractionSpec, Frozen, Manifest, PoolingSpec, fingerprint
+from store.spec import DataSpec, DTypeName, ExtractionSpec, Frozen, Manifest, fingerprint
 
 
 class ExtractionParameters(Frozen):
@@ -53,6 +53,8 @@ class ExtractionParameters(Frozen):
         Features aimed at per layer.
     cls_token : str
         What becomes of prefix tokens: ``pooled``, ``separate`` or ``only``.
+    pooling : str
+        ``average``, the paper's rule, or that of an installed plug-in.
     dtype : str
         Type of the stored values.
     image_size : int, optional
@@ -98,6 +100,7 @@ class ExtractionParameters(Frozen):
     exclude: tuple[str, ...] = ()
     target_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (512,)
     cls_token: ClsToken = "pooled"
+    pooling: str = AVERAGE
     dtype: DTypeName = "float16"
     image_size: Annotated[int, Field(ge=1)] | None = None
     preprocessing: str = DEFAULT_PRESET
@@ -213,7 +216,7 @@ def plan_extraction(
     input_size = backbone.preprocessing.input_size
     calls = trace(backbone.model, input_size)
     taps = resolve_taps(backbone.model, parameters.taps, parameters.exclude, input_size, calls)
-    pooling = PoolingSpec(target_sizes=parameters.target_sizes, cls_token=parameters.cls_token)
+    pooling = plan_pooling(parameters.pooling, parameters.target_sizes, parameters.cls_token)
     layers = plan_layers(backbone.model, taps, pooling, input_size, calls)
     known = known_digests(root, data.class_names)
     if parent is not None:

@@ -16,7 +16,7 @@ from pipeline.joined_store import joined_with
 from pipeline.memory import DEFAULT_MEMORY, parse_memory
 from pipeline.normalization import Normalization
 from pipeline.ranking import order_features
-from pipeline.scorers import SCORERS, Task
+from pipeline.scorers import Task, find_scorer
 from pipeline.selection_parameters import SelectionParameters
 from pipeline.store_source import open_source
 from store.activations import ActivationStore
@@ -121,7 +121,7 @@ def select_features(
     if found is not None:
         return _selection(found, reused=True)
     start = time.perf_counter()
-    scorer, ranking = SCORERS[parameters.scorer], inputs["ranking"]
+    scorer, ranking = find_scorer(parameters.scorer), inputs["ranking"]
     ranked = _find_ranking(store, inputs)
     if ranked is not None:
         relevance, certificate = ranked.arrays["relevance"], ranked.facts["certificate"]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from pipeline.normalization import Normalization
-from pipeline.scorers import SCORERS
-from store.errors import InvalidInputError, suggest
+from pipeline.scorers import OPTIONS, SCORERS, find_scorer
+from store.errors import InvalidInputError
 from store.spec import Frozen
 
 DEFAULT_FRACTION = 0.05
@@ -21,7 +21,7 @@ class SelectionParameters(Frozen):
     Attributes
     ----------
     scorer : str
-        One of `pipeline.scorers.SCORERS`.
+        One of `pipeline.scorers.SCORERS`, or an installed plug-in's.
     normalization : str
         What the head sees, and the scorers that fit one: ``standardize``, ``unit_norm`` (the paper's) or ``none``.
     split : str
@@ -77,10 +77,7 @@ class SelectionParameters(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         # Not a ValueError, so that pydantic lets it through to the user as it is.
-        if self.scorer not in SCORERS:
-            raise InvalidInputError(f"scorer {self.scorer!r} is unknown; {suggest(self.scorer, SCORERS, len(SCORERS))}")
-        options = SCORERS[self.scorer].options
-        for name in sorted({name for scorer in SCORERS.values() for name in scorer.options}.difference(options)):
+        for name in sorted(OPTIONS.difference(find_scorer(self.scorer).options)):
             if getattr(self, name) is not None:
                 whose = [key for key, scorer in SCORERS.items() if name in scorer.options]
                 raise InvalidInputError(
@@ -115,17 +112,18 @@ class SelectionParameters(Frozen):
 
     def ranking(self) -> dict[str, Any]:
         """Return the part that decides the relevance of features, whichever of them are kept."""
-        scorer = SCORERS[self.scorer]
+        scorer = find_scorer(self.scorer)
         given = {name: getattr(self, name) for name in scorer.options}
         chosen = {name: value if given[name] is None else given[name] for name, value in scorer.options.items()}
         if self.penalty is not None and "penalty_ratio" in chosen:
             chosen["penalty_ratio"] = None
-        return {"scorer": self.scorer, "split": self.split, **self._normalization(scorer.normalized), **chosen}
+        which = scorer.identity(self.scorer)
+        return {**which, "split": self.split, **self._normalization(scorer.normalized), **chosen}
 
     def inputs(self, n_features: int) -> dict[str, Any]:
         """Return what identifies the selection: its ranking and what is kept of it."""
         ablations = {name: getattr(self, name) for name in ABLATIONS if getattr(self, name)}
-        rest = self._normalization(not SCORERS[self.scorer].normalized)
+        rest = self._normalization(not find_scorer(self.scorer).normalized)
         return {"ranking": self.ranking(), "keep": self.count(n_features), **rest, **ablations}
 
     def _normalization(self, wanted: bool) -> dict[str, Any]:

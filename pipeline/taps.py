@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pipeline.layouts import Layouts
-from pipeline.places import PRESETS, Place, Places, is_glob
-from pipeline.pooling import ClsToken, Layout, pool, pooled_size
+from pipeline.places import Place, Places, is_glob, is_preset
+from pipeline.plugins import blamed, find_plugin, plugin_names, require_installed
+from pipeline.pooling import ClsToken, Layout, Pooling, check_pooling, pool, pooled_size
 from pipeline.presets import LOGITS, PRE_LOGITS, Anatomy
 from pipeline.probing import Call, Value, first_tensor, native_input_size, trace
 from store.errors import InvalidInputError, suggest
-from store.spec import PoolingSpec, TapSpec
+from store.spec import PluginSpec, PoolingSpec, TapSpec
+
+AVERAGE = "average"
+"""Name of the paper's pooling rule."""
 
 
 def resolve_taps(
@@ -35,9 +40,10 @@ def resolve_taps(
     model : Module
         A timm model, with or without weights; only its architecture matters.
     patterns : sequence of str
-        Presets (``"head2toe"``, ``"blocks"``, ``"embedding"``, ``"logits"``, ``"input"``), module names, shell-style
-        patterns on module names such as ``"blocks.*.attn"``, or names of taps. Modules give their output;
-        ``"<module>.input"`` is what one reads, and ``"input"`` the preprocessed image, which no other preset holds.
+        Presets (``"head2toe"``, ``"blocks"``, ``"embedding"``, ``"logits"``, ``"input"``, or another package's), module
+        names, shell-style patterns on module names such as ``"blocks.*.attn"``, or names of taps. Modules give their
+        output; ``"<module>.input"`` is what one reads, and ``"input"`` the preprocessed image, which no other preset of
+        this package holds.
     exclude : sequence of str
         Names or shell-style patterns of taps to leave out again.
     input_size : tuple of int, optional
@@ -67,7 +73,7 @@ def resolve_taps(
     chosen: dict[Hashable, Place] = {}
     # Where two hold the same tensor, names win over patterns and patterns over presets, but later stages look for
     # the embedding and the logits under their own names.
-    for pattern in sorted(patterns, key=lambda p: (p in PRESETS, is_glob(p))):
+    for pattern in sorted(patterns, key=lambda p: (is_preset(p), is_glob(p))):
         for place in places.find(pattern):
             key = actual.key(place.tap)
             if key not in chosen or place.tap.name in (PRE_LOGITS, LOGITS):
@@ -118,6 +124,66 @@ class PlannedLayer:
     n_prefix_tokens: int
     n_features: int
 
+    def pooler(self) -> Callable[[Tensor], Tensor]:
+        """Return what makes (batch, feature) of a batch of captured tensors."""
+        return partial(_pool, self, None)
+
+
+@dataclass(frozen=True)
+class PluginLayer(PlannedLayer):
+    """A layer that another package's rule pools.
+
+    Attributes
+    ----------
+    plugin : PluginSpec
+        What pools it.
+    """
+
+    plugin: PluginSpec
+
+    def pooler(self) -> Callable[[Tensor], Tensor]:
+        return partial(_pool, self, load_rule(self.plugin))
+
+
+def _pool(layer: PlannedLayer, rule: Pooling | None, tensor: Tensor) -> Tensor:
+    return pool(tensor, layer.layout, layer.target_size, layer.cls_token, layer.n_prefix_tokens, rule)
+
+
+def plan_pooling(name: str, target_sizes: Sequence[int], cls_token: ClsToken = "pooled") -> PoolingSpec:
+    """Return a pooling rule by name.
+
+    Parameters
+    ----------
+    name : str
+        ``"average"``, the paper's, or that of an installed plug-in.
+    target_sizes, cls_token
+        As `PoolingSpec` has them.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such rule.
+    """
+    found = find_plugin("pooling", name, (AVERAGE,))
+    if found is None and name != AVERAGE:
+        raise InvalidInputError(f"pooling {name!r} is unknown; {suggest(name, [AVERAGE, *plugin_names('pooling')])}")
+    spec = None if found is None else found.spec
+    return PoolingSpec(target_sizes=tuple(target_sizes), cls_token=cls_token, plugin=spec)
+
+
+def load_rule(spec: PluginSpec) -> Pooling:
+    """Return another package's pooling rule, of the very version that is asked for.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is not installed, or is no rule.
+    """
+    plugin = require_installed("pooling", spec)
+    plugin.require(isinstance(plugin.value, Pooling), "a pipeline.pooling.Pooling")
+    rule: Pooling = plugin.value
+    return rule
+
 
 def plan_layers(
     model: nn.Module,
@@ -149,8 +215,10 @@ def plan_layers(
     Raises
     ------
     InvalidInputError
-        If the model does not take images of this size, or a tap is not in it or cannot be pooled.
+        If the model does not take images of this size, a tap is not in it or cannot be pooled, or a plug-in that pools
+        is not installed or breaks a promise of `pipeline.pooling.Pooling`.
     """
+    rule = load_rule(pooling.plugin) if pooling.plugin else None
     calls = calls or trace(model, input_size)
     places, layouts = Places(Anatomy(calls)), Layouts(calls)
     layers = []
@@ -162,8 +230,13 @@ def plan_layers(
         n_prefix = layouts.n_prefix_tokens(value) if layout == "tokens" else 0
         for target_size in pooling.target_sizes:
             name = tap.name if len(pooling.target_sizes) == 1 else f"{tap.name}@{target_size}"
-            n_features = pooled_size(shape, layout, target_size, pooling.cls_token, n_prefix)
-            layers.append(PlannedLayer(name, tap, layout, shape, target_size, pooling.cls_token, n_prefix, n_features))
+            how = (layout, target_size, pooling.cls_token, n_prefix)
+            if pooling.plugin and rule:
+                with blamed("pooling", pooling.plugin):
+                    check_pooling(rule, shape, *how)
+            n_features = pooled_size(shape, *how, rule)
+            one = PlannedLayer(name, tap, layout, shape, target_size, pooling.cls_token, n_prefix, n_features)
+            layers.append(PluginLayer(**vars(one), plugin=pooling.plugin) if pooling.plugin else one)
     return tuple(layers)
 
 
@@ -194,6 +267,7 @@ class Capture:
     def __init__(self, model: nn.Module, layers: Sequence[PlannedLayer]) -> None:
         self.model = model
         self.layers = tuple(layers)
+        self._poolers = {layer.name: layer.pooler() for layer in self.layers}
         self._handles: list[RemovableHandle] = []
         self._keep: Callable[[PlannedLayer, Tensor], None] = self._refuse
         self._batch_size = 0
@@ -297,7 +371,7 @@ class Capture:
                     f"layer {layer.name!r} was planned for a shape of {layer.shape} per image and got "
                     f"{tuple(tensor.shape[1:])}; plan the layers with the size of the images that are processed."
                 )
-            self._keep(layer, pool(tensor, layer.layout, layer.target_size, layer.cls_token, layer.n_prefix_tokens))
+            self._keep(layer, self._poolers[layer.name](tensor))
 
 
 def _folded(value: Value) -> tuple[int, int]:

@@ -106,7 +106,6 @@ class ActivationStore:
         self.documents: dict[str, str] = attributes["documents"]
         self.reads = ReadCounter()
         self._records: dict[tuple[str, int], BlockRecord] = {}
-        self._committed: set[tuple[str, int]] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(open_store, **self.objects.options), (self.uri, True)
@@ -199,6 +198,11 @@ class ActivationStore:
         found = hierarchy.read_array(self.objects, f"{self.split(split).name}/digests", self.documents)
         return [str(v) for v in found]
 
+    @cached_property
+    def _committed(self) -> set[tuple[str, int]]:
+        # Not made by `__init__`, which a view of other stores does without.
+        return set()
+
     def missing(self, split: str | None = None) -> dict[str, list[int]]:
         """Return the blocks never committed, by split; splits that are complete are left out."""
         found = {}
@@ -233,11 +237,14 @@ class ActivationStore:
         return self._records[key]
 
     def _incomplete(self, missing: Mapping[str, Sequence[int]]) -> IncompleteStoreError:
-        what = "; ".join(f"{s}: {_ranges(b)} of {self.splits[s].n_blocks}" for s, b in missing.items())
         return IncompleteStoreError(
-            f"store {self.uri!r} is incomplete, blocks missing in {what}; "
+            f"store {self.uri!r} is incomplete, blocks missing in {self.describe_blocks(missing)}; "
             "run the same extraction again, it writes only these."
         )
+
+    def describe_blocks(self, blocks: Mapping[str, Sequence[int]]) -> str:
+        """Return blocks by split in words, such as ``train: 0–3, 7 of 9``."""
+        return "; ".join(f"{s}: {_ranges(b)} of {self.splits[s].n_blocks}" for s, b in blocks.items())
 
     # ---------------------------------------------------------------- reading
 
@@ -401,15 +408,18 @@ class ActivationStore:
         }
 
     def __repr__(self) -> str:
+        from store.html_summary import human_bytes
+
         s = self.summary
+        weights, data = (f" ({s['weights']})" if s["weights"] else ""), (f" on {s['data']}" if s["data"] else "")
         sizes = ", ".join(f"{k} {v:,}" for k, v in s["splits"].items())
         return (
-            f"<ActivationStore {s['backbone']}: {s['layers']} layers, {s['features']:,} features, "
-            f"{sizes} samples, {s['bytes'] / 1e6:,.1f} MB at {self.uri}>"
+            f"<ActivationStore {s['backbone']}{weights}{data}: {s['layers']} layers, {s['features']:,} features, "
+            f"{sizes} samples, {s['dtype']}, {human_bytes(s['bytes'])} at {self.uri}>"
         )
 
     def _repr_html_(self) -> str:
-        from store.views import html_summary
+        from store.html_summary import html_summary
 
         return html_summary(self)
 

@@ -1,9 +1,7 @@
-"""A store as a notebook sees it: Dask arrays, an xarray tree, an HTML summary."""
+"""A store as lazy arrays: Dask, and an xarray tree."""
 
 from __future__ import annotations
 
-import html
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,25 +47,5 @@ def data_tree(store: ActivationStore) -> xarray.DataTree:
         coordinates = {"id": ("sample", store.ids(split)), "label": ("sample", store.labels(split))}
         nodes[split] = xr.Dataset(layers, coordinates)
     tree = xr.DataTree.from_dict(nodes)
-    tree.attrs = {"fingerprint": store.fingerprint, "uri": store.uri}
+    tree.attrs = {"fingerprint": store.fingerprint, "uri": store.uri, "class_names": list(store.class_names)}
     return tree
-
-
-def html_summary(store: ActivationStore) -> str:
-    """Return an HTML table of what a store is, with a bar per layer for its features."""
-    rows = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>"
-        f"{html.escape(v if isinstance(v, str) else json.dumps(v))}</td></tr>"
-        for k, v in store.summary.items()
-    )
-    widest = max(layer.n_features for layer in store.layers.values())
-    bars = "".join(
-        f"<tr><td style='text-align:left'>{html.escape(layer.name)}</td><td>{layer.n_features:,}</td>"
-        f"<td style='width:12em;text-align:left'><div style='height:.7em;background:#4878a8;"
-        f"width:{100 * layer.n_features / widest:.1f}%'></div></td></tr>"
-        for layer in store.layers.values()
-    )
-    return (
-        f"<b>Activation store</b><table>{rows}</table><details><summary>{len(store.layers)} layers</summary>"
-        f"<table><tr><th>layer</th><th>features</th><th></th></tr>{bars}</table></details>"
-    )

@@ -35,6 +35,7 @@ DOCUMENTS = (
     "docs/evaluation.md",
     "docs/baselines.md",
     "docs/prediction.md",
+    "docs/notebooks.md",
     "docs/extending.md",
     "docs/scikit-learn.md",
 )

@@ -18,7 +18,7 @@ from pipeline.methods.columns import Columns, lineage, refit_settings
 from pipeline.methods.interface import Prediction, Samples, Settings
 from pipeline.normalization import check_normalization
 from pipeline.ranking import order_features
-from pipeline.scorers import SCORERS, Task
+from pipeline.scorers import Task, find_scorer
 from pipeline.selection_parameters import SelectionParameters
 from pipeline.store_source import open_source
 from store.activations import ActivationStore
@@ -38,7 +38,7 @@ class Head2Toe:
     store : ActivationStore
         The activations.
     scorer : str
-        One of `pipeline.scorers.SCORERS`.
+        One of `pipeline.scorers.SCORERS`, or an installed plug-in's.
     options : sequence of mapping
         Options of the scorer to choose from, as `SelectionParameters` has them; seeds are the protocol's.
     fractions : sequence of float
@@ -68,7 +68,7 @@ class Head2Toe:
     @property
     def identity(self) -> dict[str, Any]:
         """The store and the scorer; settings say the rest."""
-        return {**lineage(self.store), "scorer": self.scorer}
+        return {**lineage(self.store), **find_scorer(self.scorer).identity(self.scorer)}
 
     @property
     def grid(self) -> list[list[Settings]]:
@@ -92,7 +92,7 @@ class Head2Toe:
 
     def _ranking(self, options: Mapping[str, Any]) -> dict[str, Any]:
         ranking = SelectionParameters(scorer=self.scorer, **options).ranking()
-        return {name: ranking[name] for name in SCORERS[self.scorer].options if name != "seed"}
+        return {name: ranking[name] for name in find_scorer(self.scorer).options if name != "seed"}
 
     def fit(self, train: Samples, held: Samples, settings: Sequence[Settings], seed: int) -> Iterator[Prediction]:
         """Rank features once for all settings, and fit a head for each, as `Method.fit` says."""
@@ -100,7 +100,7 @@ class Head2Toe:
         normalization = settings[0]["normalization"]
         rankings = [ranking for ranking, _ in groupby(setting["ranking"] for setting in settings)]
         labels = store.labels(train.split)[train.rows]
-        seen = normalization if SCORERS[self.scorer].normalized else "none"
+        seen = normalization if find_scorer(self.scorer).normalized else "none"
         with open_source(store, seen, train.split, memory=self.memory, samples=train.rows) as source:
             relevances = self._rank(source, np.unique(labels, return_inverse=True)[1], rankings, seed)
             scanned = source.bytes_read
@@ -113,7 +113,7 @@ class Head2Toe:
                 refit = RefitParameters(**setting["refit"], seed=seed)
                 predicted, facts = columns.fit(indices, normalization, refit)
                 facts["bytes_read"] += scanned
-                support = {"support": int((relevance > 0).sum())} if SCORERS[self.scorer].sparse else {}
+                support = {"support": int((relevance > 0).sum())} if find_scorer(self.scorer).sparse else {}
                 yield Prediction(predicted, {**facts, **support})
 
     def _rank(
@@ -126,7 +126,7 @@ class Head2Toe:
                 if None not in values:
                     chosen = {"penalties" if name == "penalty" else name: values, "tol": rankings[0]["tolerance"]}
                     return [r.relevance for r in group_lasso(source, codes, memory=self.memory, **chosen).path]
-        scorer = SCORERS[self.scorer]
+        scorer = find_scorer(self.scorer)
         seeded = {"seed": seed} if "seed" in scorer.options else {}
         tasks = (Task(source, codes, {**ranking, **seeded}, self.memory, None) for ranking in rankings)
         return [scorer.score(task)[0] for task in tasks]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.compute import Progress
 from pipeline.group_lasso import ColumnSource, group_lasso
+from pipeline.plugins import Plugin, blamed, find_plugin, plugin_names
+from store.errors import InvalidInputError, suggest
+from store.spec import PluginSpec, canonical_json
 
 Array = NDArray[np.float64]
 TREES = 50
@@ -67,6 +70,8 @@ class Scorer:
         Whether its result comes with a certificate.
     sparse : bool
         Whether it has a support: rows of W that are not zero among rows that are.
+    plugin : PluginSpec, optional
+        Where it comes from, if an entry point of group ``head2toe.scorers`` names it; `find_scorer` fills it in.
     """
 
     score: Callable[[Task], Scored]
@@ -75,6 +80,11 @@ class Scorer:
     row_norms: bool = False
     exact: bool = False
     sparse: bool = False
+    plugin: PluginSpec | None = None
+
+    def identity(self, name: str) -> dict[str, Any]:
+        """Return what says in a result which scorer this is: its name and, of a plug-in, distribution and version."""
+        return {"scorer": name} | ({"plugin": self.plugin.model_dump()} if self.plugin else {})
 
 
 def _group_lasso(task: Task) -> Scored:
@@ -207,4 +217,50 @@ SCORERS: Mapping[str, Scorer] = {
     "extra_trees": Scorer(_extra_trees, _SEEDED),
     "random": Scorer(_random, {"seed": 0}, normalized=True),
 }
-"""Every scorer by name."""
+"""Every scorer of this package by name."""
+OPTIONS = frozenset(name for scorer in SCORERS.values() for name in scorer.options)
+
+
+def find_scorer(name: str) -> Scorer:
+    """Return a scorer by name: this package's, or that of an installed plug-in.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is none, or the plug-in cannot be used.
+    """
+    plugin = find_plugin("scorer", name, SCORERS)
+    if plugin is not None:
+        return _from_outside(plugin)
+    if name not in SCORERS:
+        known = [*SCORERS, *plugin_names("scorer")]
+        raise InvalidInputError(f"scorer {name!r} is unknown; {suggest(name, known, len(known))}")
+    return SCORERS[name]
+
+
+def _from_outside(plugin: Plugin) -> Scorer:
+    """Return another package's scorer, whose relevance and facts are looked at before they are believed."""
+    plugin.require(isinstance(plugin.value, Scorer), "a pipeline.scorers.Scorer")
+    given: Scorer = plugin.value
+    if odd := sorted(set(given.options) - OPTIONS):
+        raise InvalidInputError(f"{plugin} has an option {odd[0]!r}, which selections do not have; {_options()}")
+    if given.exact:
+        raise InvalidInputError(f"{plugin} says that it is exact; only group_lasso comes with a certificate.")
+
+    def score(task: Task) -> Scored:
+        with blamed(plugin.kind, plugin.spec):
+            values, facts = given.score(task)
+            relevance = np.asarray(values, np.float64)
+            wanted = (task.source.n_features,)
+            if relevance.shape != wanted or not np.isfinite(relevance).all():
+                raise InvalidInputError(
+                    f"its relevance, of shape {relevance.shape}, must be finite and of shape {wanted}."
+                )
+            canonical_json(facts)  # they are stored beside the selection
+        return relevance, dict(facts)
+
+    return replace(given, score=score, plugin=plugin.spec)
+
+
+def _options() -> str:
+    return f"valid are {', '.join(sorted(OPTIONS))}."

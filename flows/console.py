@@ -99,15 +99,6 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     print_table(None, ("", ""), [(key, _plain(value)) for key, value in facts.items()])
 
 
-def human_bytes(n: float) -> str:
-    """Return a size such as ``12.3 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
-        n /= 1000
-    return f"{n:,.1f} TB"
-
-
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.compute import Progress, n_cores, torch_threads
 from pipeline.devices import find_device
-from pipeline.forwarding import keep_freed_memory, is_out_of_memory
+from pipeline.forwarding import is_out_of_memory, keep_freed_memory
 from pipeline.images import SUFFIXES, FileImage
 from pipeline.prediction.classifier import Head2ToeClassifier
 from pipeline.tuning import CLUSTER_BATCH_SIZE, CPU_BATCH_SIZE

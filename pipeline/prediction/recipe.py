@@ -12,9 +12,9 @@ from torch import Tensor
 from pipeline.normalization import Normalization
 from pipeline.pooling import ClsToken, Layout, pooled_size
 from pipeline.settings import Autocast
-from pipeline.taps import PlannedLayer
+from pipeline.taps import PlannedLayer, PluginLayer, load_rule
 from store.errors import InvalidInputError
-from store.spec import BackboneSpec, DTypeName, Frozen, PreprocessingSpec, TapSpec
+from store.spec import BackboneSpec, DTypeName, Frozen, PluginSpec, PreprocessingSpec, TapSpec
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -26,6 +26,8 @@ class SelectedLayer(Frozen):
     ----------
     n_selected : int
         How many of its `n_features` the head reads.
+    plugin : PluginSpec or None
+        The package whose rule pools it, in this very version.
     """
 
     name: str
@@ -37,6 +39,7 @@ class SelectedLayer(Frozen):
     n_prefix_tokens: Annotated[int, Field(ge=0)]
     n_features: Count
     n_selected: Count
+    plugin: PluginSpec | None = None
 
     @classmethod
     def of(cls, layer: PlannedLayer, n_selected: int) -> Self:
@@ -45,7 +48,8 @@ class SelectedLayer(Frozen):
 
     def planned(self) -> PlannedLayer:
         """Return the layer as it is captured."""
-        return PlannedLayer(**{name: getattr(self, name) for name in PlannedLayer.__dataclass_fields__})
+        values = {name: getattr(self, name) for name in PlannedLayer.__dataclass_fields__}
+        return PlannedLayer(**values) if self.plugin is None else PluginLayer(**values, plugin=self.plugin)
 
 
 class Recipe(Frozen):
@@ -100,8 +104,9 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         for layer in self.layers:
-            rule = (layer.shape, layer.layout, layer.target_size, layer.cls_token, layer.n_prefix_tokens)
-            if pooled_size(*rule) != layer.n_features or layer.n_selected > layer.n_features:
+            rule = load_rule(layer.plugin) if layer.plugin else None
+            how = (layer.shape, layer.layout, layer.target_size, layer.cls_token, layer.n_prefix_tokens, rule)
+            if pooled_size(*how) != layer.n_features or layer.n_selected > layer.n_features:
                 raise InvalidInputError(f"layer {layer.name!r} does not have the features that its shape yields.")
         if len({layer.name for layer in self.layers}) != len(self.layers):
             raise InvalidInputError("a layer is listed twice.")

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import ProgressBars, print_facts, print_json, print_table, say
+from flows.console import ProgressBars, human_bytes, print_facts, print_json, print_table, say
 from store.errors import DamagedStoreError, InvalidInputError
-from store.html_summary import human_bytes
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 StoreArgument = Annotated[

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from store.html_summary import human_bytes as human_bytes
+
 if TYPE_CHECKING:
     from pipeline.forecast import Forecast
 

@@ -12,6 +12,7 @@ from flows.catalogue_commands import DType, Json
 from flows.console import (
     ProgressBars,
     extraction_sentence,
+    human_bytes,
     print_facts,
     print_json,
     print_table,
@@ -19,7 +20,6 @@ from flows.console import (
     say_forecast,
 )
 from store.errors import InvalidInputError
-from store.html_summary import human_bytes
 
 
 class OnBadImage(StrEnum):

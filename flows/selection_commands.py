@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.catalogue_commands import Json, StoreArgument
-from flows.console import ProgressBars, print_facts, print_json, print_table, say
+from flows.console import ProgressBars, human_bytes, print_facts, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from store.html_summary import human_bytes
-from store import ActivationStore
+    from store import ActivationStore
 
 SCORERS = "group_lasso, adam, l1, l2, variance, chi2, f_classif, mutual_info, extra_trees, random, or a plug-in's"
 NORMALIZATIONS = "standardize, unit_norm (the paper's) or none"

@@ -16,7 +16,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentTriggerTypes
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL
@@ -114,6 +114,15 @@ def _server() -> Iterator[SyncPrefectClient]:
                 f"the Prefect server at {redact(str(url))!r} does not answer ({type(error).__name__}); start it with "
                 "`prefect server start`, or check PREFECT_API_URL."
             )
+        try:
+            client.read_work_pools(limit=1)  # health is told to everyone
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code not in (401, 403):
+                raise
+            raise InvalidInputError(
+                f"the Prefect server at {redact(str(url))!r} wants another user or password; set "
+                "PREFECT_API_AUTH_STRING=user:password."
+            ) from None
         yield client
 
 

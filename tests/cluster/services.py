@@ -109,17 +109,21 @@ class Cluster:
 
     def type(self, *words: str) -> str:
         """Type a command in the project's folder; return what it prints."""
-        done = subprocess.run(
+        done = self.attempt(*words)
+        assert done.returncode == 0, f"{words}: {done.stdout}"
+        return done.stdout
+
+    def attempt(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Type a command, with these variables set besides the others."""
+        return subprocess.run(
             [TOOLS / words[0], *words[1:]],
             cwd=self.project,
-            env=self.environment,
+            env={**self.environment, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
         )
-        assert done.returncode == 0, f"{words}: {done.stdout}"
-        return done.stdout
 
     def _start(self, name: str, command: list[str], environment: dict[str, str]) -> Service:
         command = [str(TOOLS / command[0]), *command[1:]]

@@ -75,6 +75,11 @@ def test_nobody_without_the_password_sees_anything(cluster: Cluster) -> None:
     assert httpx.post(path, json={}).status_code == 401
     assert httpx.post(path, json={}, auth=("prefect", "guessed")).status_code == 401
     assert cluster.prefect.healthy()
+    # What deploys says so in a sentence.
+    done = cluster.attempt("head2toe", "deploy", PREFECT_API_AUTH_STRING="prefect:guessed")
+    assert done.returncode == 2
+    assert "PREFECT_API_AUTH_STRING" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_a_scheduled_night_gives_what_a_laptop_gives(cluster: Cluster, night: Run, local: Local) -> None:

@@ -116,8 +116,8 @@ def _server() -> Iterator[SyncPrefectClient]:
             )
         try:
             client.read_work_pools(limit=1)  # health is told to everyone
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code not in (401, 403):
+        except PrefectHTTPStatusError as refusal:
+            if refusal.response.status_code not in (401, 403):
                 raise
             raise InvalidInputError(
                 f"the Prefect server at {redact(str(url))!r} wants another user or password; set "

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-quick check format bench bench-selection bench-operations results clean
+.PHONY: help install demo test test-cluster test-quick check format bench bench-selection bench-operations results clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,8 +21,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## run the whole pipeline on embedded images
 	$(BIN)/head2toe demo
 
-test: $(READY) ## run all tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run all tests but those of tests/cluster
+	$(BIN)/python -m pytest -m "not cluster"
+
+test-cluster: $(READY) ## PostgreSQL, Prefect, Dask and S3 as services of this machine: 5 minutes on a quiet one
+	$(BIN)/python -m pytest -m cluster
 
 test-quick: $(READY) ## run the tests that take less than 3 minutes together
 	$(BIN)/python -m pytest -m "not slow and not cluster"

@@ -19,7 +19,7 @@ from pipeline.protocol import Evaluation
 from pipeline.refit import RefitParameters, refit
 from pipeline.selection import Selection, SelectionParameters, select_features, selection_features
 from store.activations import ActivationStore
-from store.results import list_results, read_inputs, read_result
+from store.results import list_results, read_inputs, read_result, result_digest
 
 GROUPS = 32
 """Features are divided into so many groups of equal size by rank."""
@@ -193,5 +193,7 @@ def _seconds(store: ActivationStore, settings: Settings, fraction: float) -> flo
     """Return the seconds of a ranking, which the first selection that used it has; later ones found it."""
     view = of_target_size(store, settings["target_size"])
     ranking = read_inputs(view, "selections", _select(view, settings, fraction=fraction).digest)["ranking"]
-    same = [d for d in list_results(view, "selections") if read_inputs(view, "selections", d)["ranking"] == ranking]
+    known = {d: read_inputs(view, "selections", d) for d in list_results(view, "selections")}
+    # Of this target size alone: selections of others lie beside them.
+    same = [d for d, i in known.items() if i["ranking"] == ranking and result_digest(view, "selections", i) == d]
     return max(float(read_result(view, "selections", digest).facts["seconds"]) for digest in same)

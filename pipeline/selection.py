@@ -22,7 +22,7 @@ from pipeline.store_source import open_source
 from store.activations import ActivationStore
 from store.errors import InvalidInputError
 from store.layout import locate
-from store.results import Result, find_result, list_results, read_inputs, read_result, write_result
+from store.results import Result, find_result, list_results, read_inputs, read_result, result_digest, write_result
 
 __all__ = ["Selection", "SelectionParameters", "read_selection", "select_features", "selection_features"]
 
@@ -164,7 +164,7 @@ def read_selection(store: ActivationStore, name: str) -> Selection:
     StoreNotFoundError
         If there is none, or several begin so.
     InvalidInputError
-        If it was made on this store joined with others, or the other way round.
+        If it was made on this store joined with others, or the other way round, or on other layers of it.
     """
     result = read_result(store, "selections", name)
     made, here = result.inputs.get("joined", []), joined_with(store).get("joined", [])
@@ -173,6 +173,10 @@ def read_selection(store: ActivationStore, name: str) -> Selection:
         raise InvalidInputError(
             f"selection {result.digest} was made on {shown}; give the same, in this order, with --join for all but the "
             "first."
+        )
+    if result_digest(store, "selections", result.inputs) != result.digest:
+        raise InvalidInputError(
+            f"selection {result.digest} was made on other layers of store {store.uri!r}; apply it to those alone."
         )
     return _selection(result, reused=True)
 
@@ -234,10 +238,10 @@ def _no_certificate(scorer: str) -> dict[str, Any]:
 
 
 def _find_ranking(store: ActivationStore, inputs: dict[str, Any]) -> Result | None:
-    """Return a stored selection of the same ranking, of the same stores if they are joined."""
+    """Return a stored selection of the same ranking, of the same layers and the same stores if they are joined."""
     for name in list_results(store, "selections"):
         known = read_inputs(store, "selections", name)
-        if all(known.get(part) == inputs.get(part) for part in ("ranking", "joined")):
+        if known["ranking"] == inputs["ranking"] and result_digest(store, "selections", known) == name:
             return read_result(store, "selections", name)
     return None
 

@@ -11,6 +11,7 @@ from pipeline.joined_store import join_stores
 from pipeline.layer_view import LayerView, of_target_size, target_sizes
 from pipeline.methods import Head2Toe, Samples
 from pipeline.scorers import SCORERS, Task
+from pipeline.selection import SelectionParameters, read_selection, select_features
 from pipeline.statistics import find_statistics
 from pipeline.store_source import StoreSource, open_source
 from store import create_store, open_store
@@ -152,6 +153,17 @@ def test_layers_of_one_target_size_are_a_store_of_their_own(tmp_path, store) -> 
         theirs = group_lasso(StoreSource(store, normalization), labels, penalty_ratio=0.2)
         np.testing.assert_array_equal(ours.relevance, theirs.relevance)
     assert of_target_size(both, None) is both
+
+
+def test_selections_of_target_sizes_are_not_taken_for_each_other(tmp_path) -> None:
+    both = sized(tmp_path)
+    for size in (1, 2, 1):
+        view = of_target_size(both, size)
+        for keep in (3, 5):
+            found = select_features(view, SelectionParameters(keep=keep, scorer="variance"))
+            assert len(found.relevance) == view.n_features
+    with pytest.raises(InvalidInputError, match="was made on other layers"):
+        read_selection(both, found.digest)
 
 
 def test_target_sizes_and_layers_that_are_not_there_are_refused(tmp_path, store) -> None:

@@ -116,7 +116,7 @@ def test_a_dry_run_writes_nothing(tmp_path) -> None:
     assert "1,797 to extract" in out
     assert "4 fits" in out
     assert not list(tmp_path.iterdir())
-    assert "1 tasks × 2 methods × 1 seeds on 2 folds: 8 fits" in err
+    assert "1 tasks × 2 methods × 1 seeds on 2 folds: 6 fits" in err
 
 
 def read(name: str) -> EvaluationConfig:

@@ -70,7 +70,7 @@ def ratios(name: str, device: torch.device, batch_size: int, runs: int, note: st
         wait()
 
     seconds = alternate(
-        {"bare": bare, **{what: lambda one=one: call(one) for what, one in heads.items()}},  # type: ignore[misc]
+        {"bare": bare, **{what: lambda one=one: call(one) for what, one in heads.items()}},  # type: ignore[misc]  # of a lambda
         runs,
     )
     bounds = zip(heads, (ALL, LESS), strict=True)

@@ -79,6 +79,8 @@ def serve_all(limit: int) -> None:
     InvalidInputError
         If there is no ``prefect.yaml`` here, no server is named, or it does not answer.
     """
+    # Entrypoints are relative to the folder of the project, where runs find them too.
+    sys.path.insert(0, str(Path.cwd()))
     deployments = [_runner_deployment(entry) for entry in _read()]
     with _server():
         pass
@@ -146,8 +148,6 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _runner_deployment(entry: dict[str, Any]) -> RunnerDeployment:
-    # The entrypoint is relative to the folder of the project, where runs find it too.
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109
     triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
     deployment = load_flow_from_entrypoint(entry["entrypoint"]).to_deployment(
         entry["name"],

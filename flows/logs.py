@@ -185,5 +185,5 @@ def _hide_secrets() -> None:
                 record.exc_text = clean
         return record
 
-    make.hides_secrets = True  # type: ignore[attr-defined]
+    make.hides_secrets = True  # type: ignore[attr-defined]  # functions have any attribute
     logging.setLogRecordFactory(make)

@@ -100,7 +100,7 @@ def told(function: Callable[P, R]) -> Callable[P, R]:
             return cast(R, Failed(message=redact(str(error)), data=error))
 
     # Prefect looks names of types up where this function is, not where the decorated one is.
-    run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]  # which inspect reads
     return run
 
 

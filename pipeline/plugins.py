@@ -160,7 +160,7 @@ def _scan(path: tuple[str, ...]) -> dict[tuple[str, str], tuple[EntryPoint, ...]
 
 
 def _spec(kind: Kind, entry: EntryPoint) -> PluginSpec:
-    metadata = dict(entry.dist.metadata.items()) if entry.dist is not None else {}  # type: ignore[attr-defined]
+    metadata = dict(entry.dist.metadata.items()) if entry.dist is not None else {}  # type: ignore[attr-defined]  # email.Message
     name, version = metadata.get("Name"), metadata.get("Version")
     if not name or not version:
         raise InvalidInputError(

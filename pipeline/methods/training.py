@@ -88,7 +88,7 @@ def train_network(
         Mean cross-entropy of each batch, in nats. If training diverges it ends, and the last value is not finite.
     """
     # PyTorch's annotations of `to` do not know this combination.
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lists no such form
     model.requires_grad_(True).train()
     shrunk = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]

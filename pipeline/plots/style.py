@@ -70,7 +70,7 @@ def name_values(axes: Axes, values: Sequence[float]) -> None:
     """
     axes.set_xscale("log")
     places = axes.transData.transform([(value, 0.0) for value in values])[:, 0]
-    room = 32 / 72 * axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    room = 32 / 72 * axes.get_figure(root=True).dpi  # type: ignore[union-attr]  # all axes have one
     named = [0]
     for number, place in enumerate(places):
         if abs(place - places[named[-1]]) >= room:
@@ -101,7 +101,7 @@ def name_points(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, 
 
 def _size(axes: Axes) -> tuple[float, float]:
     """Return width and height of the axes in points, as they are before labels take their room."""
-    scale = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    scale = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]  # all axes have one
     return axes.bbox.width * scale, axes.bbox.height * scale
 
 

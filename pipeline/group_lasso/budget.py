@@ -14,6 +14,8 @@ FETCH_ELEMENTS = 1 << 21
 """Values fetched at a time."""
 CHUNK_ELEMENTS = 1 << 19
 """Values of held columns multiplied at a time, by each thread."""
+HELD_ELEMENTS = 1 << 21
+"""Values of columns that each thread may copy, to multiply them again and again."""
 _COLUMNS_PER_SAMPLE = 8
 _USUAL_COLUMNS = 4096
 
@@ -113,7 +115,7 @@ def plan_memory(source: ColumnSource, n_outputs: int, n_penalties: int, keep: in
     if p <= 4 * wanted:  # to hold them all spares every repair
         wanted = p
     fill = min(wanted, capacity if capacity == p else 3 * capacity // 4)
-    one_thread = 120 * n * n_outputs + working_set + 12 * CHUNK_ELEMENTS
+    one_thread = 120 * n * n_outputs + working_set + 12 * CHUNK_ELEMENTS + 4 * min(HELD_ELEMENTS, n * p)
     threads = min(os.cpu_count() or 1, n_penalties, 1 + (scan + fetching) // one_thread)
     plan = MemoryPlan(memory, fixed, column, capacity, fill, threads)
     least = min(p, LEAST_COLUMNS)

@@ -191,7 +191,7 @@ class ColumnCache:
         rough = np.ascontiguousarray(residual, dtype=np.float32)
         # The margin covers rounding in single precision; only where it leaves the answer open is double needed.
         margin = 1e-6 * float(np.linalg.norm(residual)) * norms
-        for part, block in self._chunks(open_slots):
+        for part, block in self.blocks(open_slots):
             chosen = open_slots[part]
             score[chosen] = np.linalg.norm(block @ rough, axis=1) / len(residual) + margin[chosen]
         then[open_slots] = self._drift
@@ -217,7 +217,7 @@ class ColumnCache:
             Accumulated in double precision.
         """
         out = np.empty((len(slots), residual.shape[1]))
-        for part, block in self._chunks(slots):
+        for part, block in self.blocks(slots):
             out[part] = block.astype(np.float64) @ residual
         return out / len(residual)
 
@@ -237,7 +237,7 @@ class ColumnCache:
             Accumulated in double precision.
         """
         out = np.zeros((self.columns.shape[1], coef.shape[1]))
-        for part, block in self._chunks(slots):
+        for part, block in self.blocks(slots):
             out += block.astype(np.float64).T @ coef[part]
         return out
 
@@ -258,11 +258,12 @@ class ColumnCache:
         """
         rough = np.ascontiguousarray(weights, dtype=np.float32)
         out = np.empty((len(slots), weights.shape[1]))
-        for part, block in self._chunks(slots):
+        for part, block in self.blocks(slots):
             out[part] = block**2 @ rough
         return out / len(weights)
 
-    def _chunks(self, slots: Slots) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    def blocks(self, slots: Slots) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield the columns in `slots` some at a time, shape (some, n), and which of them these are."""
         step = max(1, CHUNK_ELEMENTS // self.columns.shape[1])
         for start in range(0, len(slots), step):
             part = slice(start, min(start + step, len(slots)))

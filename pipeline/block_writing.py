@@ -131,6 +131,11 @@ class _Run:
             if self._writer.store.is_committed(*key):
                 self._found.append(key)
             elif self._claims.take(*key):
+                # Who held it until this moment may have released it because it is written.
+                if self._writer.store.is_committed(*key):
+                    self._claims.release(*key)
+                    self._found.append(key)
+                    continue
                 self._filling.append(Filling(self._plan, self._writer.store, key, self._batch_size))
                 # A block all of whose samples are known has nothing to read.
                 return self._filling[-1] if self._filling[-1].unread else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 from store.errors import InvalidInputError, suggest
 from store.spec import Frozen
 
-__all__ = ["FittedHead", "RefitParameters", "fit_head", "predict_labels"]
+__all__ = ["FittedHead", "RefitParameters", "fit_head", "fit_heads", "predict_labels"]
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "lbfgs": {"max_iterations": 500, "validation_fraction": 0.2, "patience": 15},
@@ -131,7 +132,17 @@ def fit_head(
     >>> predict_labels(head, x).tolist()
     [0, 0, 1, 1]
     """
-    parameters = parameters or RefitParameters()
+    (head,) = fit_heads(x, y, n_classes, [parameters or RefitParameters()])
+    return head
+
+
+def fit_heads(
+    x: NDArray[np.float32], y: NDArray[np.int64], n_classes: int, several: Sequence[RefitParameters]
+) -> list[FittedHead]:
+    """Fit a head for each of several parameters, as `fit_head` does.
+
+    Those of L-BFGS that hold no samples out differ in nothing but how far they go, and share one descent.
+    """
     if not x.shape[1]:
         raise InvalidInputError("no columns are selected; a head needs at least one.")
     if len(seen := np.unique(y)) < 2:
@@ -144,7 +155,18 @@ def fit_head(
             f"{len(wrong):,} of {x.shape[1]:,} columns have values that are not finite, the first of them column "
             f"{wrong[0]}; leave them out."
         )
-    options = parameters.chosen()
+    from pipeline.heads.lbfgs import fit_stops
+
+    options = [parameters.chosen() for parameters in several]
+    stops = sorted({o["max_iterations"] for o in options if o.get("validation_fraction") == 0})
+    shared = dict(zip(stops, fit_stops(x, y, n_classes, stops), strict=True)) if stops else {}
+    return [
+        FittedHead(*shared[o["max_iterations"]]) if o.get("validation_fraction") == 0 else _fit(x, y, n_classes, o)
+        for o in options
+    ]
+
+
+def _fit(x: NDArray[np.float32], y: NDArray[np.int64], n_classes: int, options: dict[str, Any]) -> FittedHead:
     if options.pop("optimizer") == "lbfgs":
         from pipeline.heads.lbfgs import fit_lbfgs
 

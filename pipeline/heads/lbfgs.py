@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,30 +74,67 @@ def fit_lbfgs(
     facts : dict
         ``iterations``, ``validation_loss`` (None if nothing was held out) and the final ``loss``, in nats.
     """
-    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    values = torch.from_numpy(x - mean)
-    deviation = np.sqrt(np.square(values.numpy()).mean(axis=0, dtype=np.float64))
-    deviation[deviation <= ROUNDING * np.abs(mean)] = 0  # such as ±1, which unit norm makes of a layer's only feature
-    scale = torch.from_numpy(inverse(deviation))
-    values *= scale
-    columns, back = values, None
-    n, m = values.shape
-    # Multiplications saved in all usual evaluations, against those of inner products and their eigenvectors.
-    if EVALUATIONS * n_classes * (m - n) > n * (m + 5 * n):
-        values, back = _span(values)
-    labels = torch.from_numpy(y)
+    space = _Space(x, y, n_classes)
     iterations, best_loss = max_iterations, None
     held = torch.from_numpy(hold_out(y, validation_fraction, seed))
     if held.any():
-        inner = Problem(values[~held], labels[~held], n_classes)
-        outer = Problem(values[held], labels[held], n_classes)
+        inner = Problem(space.values[~held], space.labels[~held], n_classes)
+        outer = Problem(space.values[held], space.labels[held], n_classes)
         iterations, best_loss = _best_stop(inner, outer, max_iterations, patience)
-    solution = Problem(values, labels, n_classes).minimize(iterations)
-    weights, intercept = split(torch.from_numpy(solution.x), n_classes)
-    rows = weights.T if back is None else (columns.T @ (back @ weights.T).float()).double()
-    coef = (rows * scale[:, None].double()).numpy()
+    solution = Problem(space.values, space.labels, n_classes).minimize(iterations)
     facts = {"iterations": int(solution.nit), "validation_loss": best_loss, "loss": float(solution.fun)}
-    return coef, intercept.numpy() - mean.astype(np.float64) @ coef, facts
+    return *space.head(solution.x), facts
+
+
+def fit_stops(
+    x: NDArray[np.float32], y: NDArray[np.int64], n_classes: int, stops: Sequence[int]
+) -> list[tuple[Array, Array, dict[str, Any]]]:
+    """Return what `fit_lbfgs` does without held-out samples for several bounds of iterations, from one descent."""
+    space = _Space(x, y, n_classes)
+    passed: list[tuple[Array, float]] = []
+
+    def keep(intermediate_result: OptimizeResult) -> None:
+        passed.append((intermediate_result.x.copy(), float(intermediate_result.fun)))
+
+    last = Problem(space.values, space.labels, n_classes).minimize(max(stops), keep)
+    passed = passed or [(last.x, float(last.fun))]
+    ends = [min(stop, len(passed)) for stop in stops]
+    return [
+        (
+            *space.head(passed[end - 1][0]),
+            {"iterations": min(end, int(last.nit)), "validation_loss": None, "loss": passed[end - 1][1]},
+        )
+        for end in ends
+    ]
+
+
+class _Space:
+    """The coordinates in which iterations run, and the way back from there."""
+
+    def __init__(self, x: NDArray[np.float32], y: NDArray[np.int64], n_classes: int) -> None:
+        self.n_classes = n_classes
+        self._mean = mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+        values = torch.from_numpy(x - mean)
+        deviation = np.sqrt(np.square(values.numpy()).mean(axis=0, dtype=np.float64))
+        deviation[deviation <= ROUNDING * np.abs(mean)] = 0  # as ±1, which unit norm makes of a layer's only feature
+        self._scale = torch.from_numpy(inverse(deviation))
+        values *= self._scale
+        self.values, self._columns = values, values
+        self._back: torch.Tensor | None = None
+        self.labels = torch.from_numpy(y)
+        n, m = values.shape
+        # Multiplications saved in all usual evaluations, against those of inner products and their eigenvectors.
+        if EVALUATIONS * n_classes * (m - n) > n * (m + 5 * n):
+            self.values, self._back = _span(values)
+
+    def head(self, flat: Array) -> tuple[Array, Array]:
+        """Return weights of shape (m, K) and biases of shape (K,) for the columns as they were given."""
+        weights, intercept = split(torch.from_numpy(flat), self.n_classes)
+        rows = weights.T
+        if self._back is not None:
+            rows = (self._columns.T @ (self._back @ weights.T).float()).double()
+        coef = (rows * self._scale[:, None].double()).numpy()
+        return coef, intercept.numpy() - self._mean.astype(np.float64) @ coef
 
 
 def _span(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads import RefitParameters, fit_head, predict_labels
+from pipeline.heads import RefitParameters, fit_heads, predict_labels
 from pipeline.joined_store import joined_with
 from pipeline.methods.interface import Prediction, Samples
 from pipeline.normalization import fit_normalizer
@@ -40,8 +40,10 @@ class Columns:
         self._labels = store.labels(train.split)[train.rows]
         self._held: Matrix | None = None
 
-    def fit(self, indices: NDArray[np.int64], normalization: str, parameters: RefitParameters) -> Prediction:
-        """Fit a head on some of the columns, by increasing global index, and predict the held samples.
+    def fit(
+        self, indices: NDArray[np.int64], normalization: str, several: Sequence[RefitParameters]
+    ) -> Iterator[Prediction]:
+        """Fit heads on some of the columns, by increasing global index, and predict the held samples by each.
 
         Facts have the number of ``features`` and of ``parameters``, and the ``bytes_read`` since the columns were
         first read, which other fits share.
@@ -49,14 +51,12 @@ class Columns:
         at = np.searchsorted(self.indices, indices)
         raw = self._train[:, at]
         normalize = fit_normalizer(self.store, indices, normalization, raw)
-        head = fit_head(normalize(raw), self._labels, len(self.store.class_names), parameters)
-        found = [predict_labels(head, normalize(part)) for part in self._parts(indices, at)]
-        facts = {
-            "features": len(indices),
-            "parameters": head.coef.size + head.intercept.size,
-            "bytes_read": self.store.reads.n_bytes - self._read_before,
-        }
-        return Prediction(np.concatenate(found), {**facts, **head.facts})
+        heads = fit_heads(normalize(raw), self._labels, len(self.store.class_names), several)
+        parts = [[predict_labels(head, x) for head in heads] for x in map(normalize, self._parts(indices, at))]
+        facts = {"features": len(indices), "bytes_read": self.store.reads.n_bytes - self._read_before}
+        for head, labels in zip(heads, zip(*parts, strict=True), strict=True):
+            size = head.coef.size + head.intercept.size
+            yield Prediction(np.concatenate(labels), {**facts, "parameters": size, **head.facts})
 
     def _parts(self, indices: NDArray[np.int64], at: NDArray[np.int64]) -> Iterator[Matrix]:
         """Yield columns of the held samples: of a few samples kept for the next fit, of many read for each."""

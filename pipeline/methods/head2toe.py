@@ -105,16 +105,17 @@ class Head2Toe:
             relevances = self._rank(source, np.unique(labels, return_inverse=True)[1], rankings, seed)
             scanned = source.bytes_read
         for relevance, (_, group) in zip(relevances, groupby(settings, lambda s: s["ranking"]), strict=True):
-            sharing = list(group)
             order = order_features(relevance, tuple(store.layers.values()))
-            best = [np.sort(order[: max(1, int(len(order) * s["fraction"] + 1e-9))]) for s in sharing]
-            columns = Columns(store, max(best, key=len), train, held)
-            for setting, indices in zip(sharing, best, strict=True):
-                refit = RefitParameters(**setting["refit"], seed=seed)
-                predicted, facts = columns.fit(indices, normalization, refit)
-                facts["bytes_read"] += scanned
-                support = {"support": int((relevance > 0).sum())} if find_scorer(self.scorer).sparse else {}
-                yield Prediction(predicted, {**facts, **support})
+            refits = [
+                (np.sort(order[: max(1, int(len(order) * fraction + 1e-9))]), [s["refit"] for s in sharing])
+                for fraction, sharing in groupby(group, lambda setting: float(setting["fraction"]))
+            ]
+            columns = Columns(store, max((indices for indices, _ in refits), key=len), train, held)
+            support = {"support": int((relevance > 0).sum())} if find_scorer(self.scorer).sparse else {}
+            for indices, several in refits:
+                heads = [RefitParameters(**refit, seed=seed) for refit in several]
+                for predicted, facts in columns.fit(indices, normalization, heads):
+                    yield Prediction(predicted, {**facts, **support, "bytes_read": facts["bytes_read"] + scanned})
 
     def _rank(
         self, source: ColumnSource, codes: NDArray[np.int64], rankings: Sequence[Mapping[str, Any]], seed: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -60,5 +61,6 @@ class Linear:
         """Fit a head for each setting, as `Method.fit` says."""
         indices = np.concatenate([self.store.layer_indices(name) for name in self.identity["layers"]])
         columns = Columns(self.store, indices, train, held)
-        for setting in settings:
-            yield columns.fit(indices, setting["normalization"], RefitParameters(**setting["refit"], seed=seed))
+        for normalization, sharing in groupby(settings, lambda setting: str(setting["normalization"])):
+            refits = [RefitParameters(**setting["refit"], seed=seed) for setting in sharing]
+            yield from columns.fit(indices, normalization, refits)

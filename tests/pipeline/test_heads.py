@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.heads import RefitParameters, fit_head, lbfgs, predict_labels
+from pipeline.heads import RefitParameters, fit_head, fit_heads, lbfgs, predict_labels
 from pipeline.heads.lbfgs import fit_lbfgs, hold_out
 from pipeline.scorers.adam import fit_adam
 from store.errors import InvalidInputError
@@ -148,3 +148,25 @@ def test_parameters_that_cannot_be_used_are_refused() -> None:
         RefitParameters(optimizer="adam", patience=5)
     with pytest.raises(ValidationError):
         RefitParameters(optimizer="adam", learning_rate=-1)
+
+
+def test_heads_that_share_a_descent_are_those_of_their_own() -> None:
+    x, y = overlapping(n=80, m=300, n_classes=4)
+    several = [RefitParameters(max_iterations=stop, validation_fraction=0) for stop in (7, 1, 25)]
+    several += [RefitParameters(max_iterations=9), RefitParameters(optimizer="adam", steps=5)]
+    for shared, parameters in zip(fit_heads(x, y, 4, several), several, strict=True):
+        options = parameters.chosen()
+        if options.pop("optimizer") == "lbfgs":
+            coef, intercept, facts = fit_lbfgs(x, y, 4, **options)
+            np.testing.assert_array_equal(shared.coef, coef)
+            np.testing.assert_array_equal(shared.intercept, intercept)
+            assert shared.facts == facts
+        else:
+            assert shared.facts["steps"] == 5
+
+
+def test_a_descent_that_ends_early_is_all_that_longer_ones_are() -> None:
+    x, y = overlapping(n=300, m=2, n_classes=2)
+    few, many = fit_heads(x, y, 2, [RefitParameters(max_iterations=m, validation_fraction=0) for m in (200, 400)])
+    assert few.facts == many.facts
+    assert few.facts["iterations"] < 200

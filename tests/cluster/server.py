@@ -91,9 +91,9 @@ class PrefectAPI:
         return found
 
     def logs(self, run: str) -> str:
-        """Return what a run has logged."""
-        content = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
-        return "\n".join(each["message"] for each in self.ask("POST", "/logs/filter", content))
+        """Return what a run has logged, the last 200 lines of it."""
+        content = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_DESC"}
+        return "\n".join(each["message"] for each in reversed(self.ask("POST", "/logs/filter", content)))
 
     def set_state(self, run: str, state: str, message: str) -> None:
         """Say what has become of a run, whatever it says itself."""

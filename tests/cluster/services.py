@@ -138,5 +138,8 @@ class Cluster:
     def extracted(self, run: Run) -> int:
         """Return how many images a run has sent through the backbone, by its own log."""
         line = r"^ends .*\bstage=extraction\b.* extracted=(\d+)"
-        (found,) = re.findall(line, self.prefect.logs(run["id"]), re.MULTILINE)
+        # Lines are sent in batches, and may arrive after the state of the run.
+        (found,) = wait(
+            lambda: re.findall(line, self.prefect.logs(run["id"]), re.MULTILINE), what="for the end of the log"
+        )
         return int(found)

@@ -53,7 +53,7 @@ def test_a_killed_extraction_is_noticed_and_the_retried_run_resumes(
     run = cluster.prefect.start("extraction/extraction", {"root": s3_root, "extraction": images})
     # For this run alone, and sooner; heartbeats come every 30 seconds.
     automation = yaml.safe_load((ROOT / "configs" / "zombie-runs.yaml").read_text())
-    automation["trigger"] |= {"match": {"prefect.resource.id": f"prefect.flow-run.{run}"}, "within": 45}
+    automation["trigger"] |= {"match": {"prefect.resource.id": f"prefect.flow-run.{run}"}, "within": 60}
     made = cluster.prefect.ask("POST", "/automations/", automation)
     cluster.worker("gpu")
     in_the_middle(cluster, s3_root, run)

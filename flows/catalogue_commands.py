@@ -1,43 +1,21 @@
-"""Commands about the stores under a root: `list`, `show`, `verify`, `remove`, `alias` and `import`."""
+"""Commands that look at the stores under a root: `list` and `show`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from flows.console import ProgressBars, human_bytes, print_facts, print_json, print_table, say
-from store.errors import DamagedStoreError, InvalidInputError
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-StoreArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="STORE", help="Path or URL of an activation store, ROOT/ALIAS, or ROOT/beginning of its fingerprint."
-    ),
-]
-RootArgument = Annotated[str, typer.Argument(metavar="ROOT", help="Folder or URL under which stores lie.")]
-
-
-class DType(StrEnum):
-    """Choices of ``--dtype``."""
-
-    float16 = "float16"
-    float32 = "float32"
+from flows.console import counted, human_bytes, print_facts, print_json, print_table, say
+from flows.options import Json, RootArgument, StoreArgument
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the application."""
-    app.command(name="import")(import_command)
     app.command(name="list")(list_command)
     app.command()(show)
-    app.command()(verify)
-    app.command()(alias)
-    app.command()(remove)
 
 
 # -------------------------------------------------------------------- list
@@ -46,7 +24,9 @@ def register(app: typer.Typer) -> None:
 def list_command(root: RootArgument, as_json: Json = False) -> None:
     """List the stores under a root; a damaged one with the reason.
 
-    Example: head2toe list demo
+    For example:
+      head2toe list demo
+      head2toe list s3://bucket/stores --json
     """
     from store.catalogue import list_stores
 
@@ -101,7 +81,8 @@ def _age(created: Any, now: datetime | None = None) -> str:
 def show(uri: StoreArgument, as_json: Json = False) -> None:
     """Show what a store holds: identity, layers, and a tree of what was computed from it.
 
-    Example: head2toe show demo/3f2a
+    For example:
+      head2toe show demo/3f2a
     """
     from store import open_store
     from store.aliases import list_aliases, resolve_store, split_uri
@@ -172,7 +153,7 @@ def _print_lineage(
     for found in results["protocols"]:
         trunk.add(Text(_sentence("protocol", found, _of_protocol)))
     if points:
-        trunk.add(Text(f"{_counted(points, 'point')} of protocols: settings tried on a fold"))
+        trunk.add(Text(f"{counted(points, 'point')} of protocols: settings tried on a fold"))
     Console(highlight=False).print(top)
 
 
@@ -204,168 +185,9 @@ def _of_head(inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 def _of_protocol(inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     named = {"validation": facts.get("validation_accuracy"), "test": facts.get("accuracy")}
     accuracy = ", ".join(f"{name} {100 * value:.1f} %" for name, value in named.items() if value is not None)
-    tried = _counted(len(facts.get("points", ())), "setting")
+    tried = counted(len(facts.get("points", ())), "setting")
     return f"{inputs.get('method')}, accuracy {accuracy}, best of {tried} on {inputs.get('folds')} folds"
 
 
 def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "?"
-
-
-# -------------------------------------------------------------------- verify
-
-
-def verify(
-    uri: StoreArgument,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Mark damaged blocks, so that the next extraction rewrites exactly these.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Read everything in a store and name each part that is damaged or missing; exit code 2 if there is one.
-
-    Example: head2toe verify demo/3f2a --repair
-    """
-    from pipeline.verification import mark_for_rewriting, verify_store
-    from store import open_store
-    from store.aliases import resolve_store
-
-    place = resolve_store(uri)
-    try:
-        store = open_store(place, allow_incomplete=True)
-    except DamagedStoreError as error:
-        if as_json:
-            whole = {"what": "metadata", "name": "zarr.json", "message": str(error), "repairable": False}
-            print_json({"uri": place, "problems": [whole], "marked": []})
-        if repair:
-            raise DamagedStoreError(f"--repair cannot mend this: {error}") from error
-        raise
-    with ProgressBars() as progress:
-        problems = verify_store(store, progress)
-    marked = mark_for_rewriting(store, problems) if repair else []
-    if as_json:
-        found = [{"what": p.what, "name": p.name, "message": p.message, "repairable": p.repairable} for p in problems]
-        print_json({"uri": store.uri, "problems": found, "marked": [p.name for p in marked]})
-    else:
-        for problem in problems:
-            typer.echo(str(problem))
-    if marked:
-        say(
-            f"marked {_counted(len(marked), 'part')} for rewriting: "
-            f"{', '.join(p.name for p in marked)}; run the same extraction or import again, it writes only what is "
-            "missing."
-        )
-    if problems:
-        beyond = sum(not p.repairable for p in problems) if repair else 0
-        rest = f", {beyond} of which --repair cannot mend" if beyond else ""
-        raise DamagedStoreError(f"{_counted(len(problems), 'problem')} found in {store.uri!r}{rest}.")
-    say(f"{store.uri} is complete and undamaged.")
-
-
-# -------------------------------------------------------------------- remove and alias
-
-
-def remove(
-    uri: StoreArgument,
-    force: Annotated[bool, typer.Option("--force", help="Also if it has selections, heads or protocols.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Remove a store with its results and aliases; refuses one with results worth keeping, and what is no store.
-
-    Example: head2toe remove demo/3f2a --force
-    """
-    from store.aliases import resolve_store
-    from store.removal import remove_store
-
-    removed = remove_store(resolve_store(uri), force=force)
-    if as_json:
-        print_json(vars(removed) | {"aliases": list(removed.aliases)})
-        return
-    gone = [_counted(getattr(removed, f"{kind}s"), kind) for kind in ("selection", "head", "protocol")]
-    gone += [f"alias {name}" for name in removed.aliases]
-    say(f"removed {removed.uri} with {', '.join(gone)}.")
-
-
-def alias(
-    root: RootArgument,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits and '_.-'.")],
-    uri: Annotated[
-        str | None, typer.Argument(metavar="STORE", help="A store under ROOT, by path, alias or fingerprint.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Move an alias that names another store.")] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="Take the name away; the store stays.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Give a store a name, which then stands for it as ROOT/NAME.
-
-    Example: head2toe alias demo digits 3f2a
-    """
-    from store.aliases import remove_alias, set_alias
-    from store.objects import join
-
-    if (uri is None) != delete:
-        raise InvalidInputError("give either the STORE that the alias shall name, or --delete.")
-    if uri is None:
-        remove_alias(root, name)
-        if as_json:
-            print_json({"name": name, "deleted": True})
-        else:
-            say(f"alias {name} is gone; the store it named is not.")
-        return
-    made = set_alias(root, name, uri, force=force)
-    if as_json:
-        print_json(made.model_dump(mode="json"))
-    else:
-        say(f"{join(root, name)} names store {made.fingerprint}.")
-
-
-# -------------------------------------------------------------------- import
-
-
-def import_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE.npz", help="Arrays by layer, and labels; see below.")],
-    root: Annotated[str, typer.Option(help="Folder or URL under which the store is written.")],
-    class_names: Annotated[
-        str | None, typer.Option(help="Names by class index: separated by commas, or a text file of one per line.")
-    ] = None,
-    dtype: Annotated[DType, typer.Option(help="Type of the stored values.")] = DType.float16,
-    embedding: Annotated[str | None, typer.Option(help="Layer that `refit --linear` uses.")] = None,
-    name: Annotated[str | None, typer.Option(help="Alias that the store gets under the root.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Make a store from activations computed elsewhere, and print its URI.
-
-    FILE.npz holds arrays named SPLIT/LAYER of shape (sample, feature), SPLIT/labels, and optionally SPLIT/ids;
-    without 'SPLIT/' in any name there is one split, train. Importing a file twice writes nothing the second time.
-
-    Example: head2toe import features.npz --root stores --name mine
-    """
-    from pipeline.importing import import_file
-    from store.aliases import check_alias, set_alias
-
-    if name is not None:
-        check_alias(name)
-    names = None if class_names is None else _class_names(class_names)
-    with ProgressBars() as progress:
-        done = import_file(file, root, class_names=names, dtype=dtype.value, embedding=embedding, progress=progress)
-    if name is not None:
-        set_alias(root, name, done.uri)
-    say(f"imported {done.imported:,} samples; {done.reused:,} were in the store already.")
-    if as_json:
-        print_json({**vars(done), "alias": name})
-    else:
-        typer.echo(done.uri)
-
-
-def _class_names(text: str) -> list[str]:
-    path = Path(text)
-    try:
-        if path.is_file():
-            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"class names cannot be read from {text!r}: {error}.") from error
-    return [part.strip() for part in text.split(",")]
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from store.html_summary import human_bytes as human_bytes
+from store.units import human_bytes as human_bytes
 
 if TYPE_CHECKING:
     from pipeline.forecast import Forecast
@@ -21,6 +23,39 @@ if TYPE_CHECKING:
 messages = Console(stderr=True, highlight=False)
 PIPED_WIDTH = 200
 """Width of tables that go into a file or a pipe, where nothing says how wide a line may be."""
+MISTAKE = 2
+"""Exit code for what the user can mend."""
+QUIET = "HEAD2TOE_QUIET"
+"""Variable that says what ``--quiet`` says, also to the processes that a command starts."""
+
+STATES = {
+    "ok": "green",
+    "complete": "green",
+    "warning": "yellow",
+    "incomplete": "yellow",
+    "problem": "bold red",
+    "damaged": "bold red",
+}
+"""Colours, on a terminal, of cells that say how something is."""
+
+
+def is_quiet() -> bool:
+    """Return whether progress and notes are unwanted."""
+    return os.environ.get(QUIET, "0") not in {"", "0"}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out progress and notes, here and in processes started meanwhile."""
+    before = os.environ.get(QUIET)
+    os.environ[QUIET] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[QUIET]
+        else:
+            os.environ[QUIET] = before
 
 
 class _Rate(ProgressColumn):
@@ -36,7 +71,8 @@ class ProgressBars:
     """
 
     def __init__(self) -> None:
-        self._live = messages.is_terminal
+        self._quiet = is_quiet()
+        self._live = messages.is_terminal and not self._quiet
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -63,7 +99,7 @@ class ProgressBars:
         if stage not in self._stages:
             self._stages[stage] = self._bars.add_task(stage, total=total)
         self._bars.update(self._stages[stage], completed=done, total=total, description=text)
-        if not self._live and done == total:
+        if done == total and not self._live and not self._quiet:
             messages.print(f"{stage}: {done:,} of {total:,}")
         if done == total:
             # A stage of the same name that comes later gets a bar of its own.
@@ -71,8 +107,17 @@ class ProgressBars:
 
 
 def say(text: str) -> None:
-    """Print a message for the user on standard error."""
-    messages.print(text, markup=False, soft_wrap=True)
+    """Print a message for the user on standard error, unless it is unwanted."""
+    if not is_quiet():
+        insist(text)
+
+
+def insist(text: str) -> None:
+    """Print on standard error what nobody may miss, such as an error."""
+    line = Text(text)
+    line.highlight_regex(r"^(error|problem):", "bold red")
+    line.highlight_regex(r"^(note|warning):", "yellow")
+    messages.print(line, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -89,7 +134,7 @@ def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequen
         numeric = bool(rows) and all(row[number][:1].isdigit() or row[number] in {"", "–"} for row in rows)
         table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell, STATES.get(cell, "")) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
@@ -107,6 +152,11 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things, such as ``3 blocks``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def human_seconds(seconds: float) -> str:
@@ -133,6 +183,19 @@ def extraction_sentence(extracted: int, reused: int, seconds_saved: float, left_
 
 def say_forecast(forecast: Forecast) -> None:
     """Say what an extraction will take, on standard error."""
+    for line in forecast_lines(forecast):
+        say(line)
+    say_notes(forecast.notes)
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Say what a reader of the results must know, on standard error."""
+    for note in notes:
+        say(f"note: {note}")
+
+
+def forecast_lines(forecast: Forecast) -> list[str]:
+    """Return what an extraction will take, in lines for people."""
     samples = ", ".join(f"{name} {n:,}" for name, n in forecast.samples.items())
     free = "" if forecast.bytes_free is None else f"; {human_bytes(forecast.bytes_free)} free at the root"
     work = f"{forecast.left:,} samples to extract, {forecast.reused:,} there already"
@@ -140,8 +203,9 @@ def say_forecast(forecast: Forecast) -> None:
         work += f", {forecast.left_to_others:,} left to other shards"
     if forecast.seconds is not None:
         work += f"; about {human_seconds(forecast.seconds)}, estimated from one batch"
-    say(f"samples: {samples}; layers: {forecast.layers:,}; features: {forecast.features:,}")
-    say(f"size: {human_bytes(forecast.bytes_total)}, of which {human_bytes(forecast.bytes_left)} to be written{free}")
-    say(f"work: {work}")
-    for note in forecast.notes:
-        say(f"note: {note}")
+    return [
+        f"store: {forecast.uri}",
+        f"samples: {samples}; layers: {forecast.layers:,}; features: {forecast.features:,}",
+        f"size: {human_bytes(forecast.bytes_total)}, of which {human_bytes(forecast.bytes_left)} to be written{free}",
+        f"work: {work}",
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def deploy(gpus: int | None = None) -> list[str]:
         If Prefect refuses a deployment.
     """
     deployments = _read()
-    with _server() as client:
+    with open_server() as client:
         for pool in dict.fromkeys(entry["work_pool"]["name"] for entry in deployments):
             _make_pool(client, pool, gpus)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", FILE]
@@ -64,6 +64,36 @@ def deploy(gpus: int | None = None) -> list[str]:
         said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         raise Head2ToeError(f"prefect deploy --all failed: {redact(' '.join(said[-3:]))}")
     return [_name(entry) for entry in deployments]
+
+
+def foresee() -> dict[str, dict[str, str]]:
+    """Return what `deploy` would do; nothing is changed.
+
+    Returns
+    -------
+    dict of str to dict of str to str
+        Under ``"work pool"`` and ``"deployment"`` each name, and whether it is there or would be made.
+
+    Raises
+    ------
+    InvalidInputError
+        As `deploy` does.
+    """
+    deployments = _read()
+    with open_server() as client:
+        pools = dict.fromkeys(entry["work_pool"]["name"] for entry in deployments)
+        return {
+            "work pool": {name: _state(client.read_work_pool, name) for name in pools},
+            "deployment": {name: _state(client.read_deployment_by_name, name) for name in map(_name, deployments)},
+        }
+
+
+def _state(read: Callable[[str], object], name: str) -> str:
+    try:
+        read(name)
+    except ObjectNotFound:
+        return "to be made"
+    return "there, to be brought up to date"
 
 
 def serve_all(limit: int) -> None:
@@ -82,7 +112,7 @@ def serve_all(limit: int) -> None:
     # Entrypoints are relative to the folder of the project, where runs find them too.
     sys.path.insert(0, str(Path.cwd()))
     deployments = [_runner_deployment(entry) for entry in _read()]
-    with _server():
+    with open_server():
         pass
     serve(*deployments, limit=limit, print_starting_message=False)
 
@@ -102,8 +132,14 @@ def _read() -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _server() -> Iterator[SyncPrefectClient]:
-    """Give a client of a server that answers."""
+def open_server() -> Iterator[SyncPrefectClient]:
+    """Give a client of the server that is named, if it answers.
+
+    Raises
+    ------
+    InvalidInputError
+        If none is named, it does not answer, or it wants another password.
+    """
     url = PREFECT_API_URL.value()
     if not url:
         raise InvalidInputError(

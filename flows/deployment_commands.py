@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flows.catalogue_commands import Json
-from flows.console import print_json, say
+from flows.console import print_facts, print_json, say
+from flows.options import DryRun, Json
 
 
 def deploy(
@@ -16,18 +16,29 @@ def deploy(
         int | None,
         typer.Option(min=1, help="Runs of the pool gpu at a time, over all workers; 1 in a new pool, else as it is."),
     ] = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Make the work pools and deployments of prefect.yaml on the Prefect server, or bring them up to date.
+    """Make the work pools and deployments of prefect.yaml, or bring them up to date.
 
-    The server is that of PREFECT_API_URL. Workers then take the runs: one per GPU of the pool gpu, for whatever sends
-    images through a backbone, and some of the pool cpu, for selection and refit.
+    The Prefect server is that of PREFECT_API_URL. Workers then take the runs: one per GPU of the pool gpu, for
+    whatever sends images through a backbone, and some of the pool cpu, for selection and refit.
 
-    Example: head2toe deploy --gpus 2
+    For example:
+      head2toe deploy --gpus 2
+      head2toe deploy --dry-run
     """
-    _quiet()
+    _silence()
     from flows.deploying import deploy as put
+    from flows.deploying import foresee
 
+    if dry_run:
+        found = foresee()
+        if as_json:
+            print_json(found)
+        else:
+            print_facts({f"{kind} {name}": state for kind, names in found.items() for name, state in names.items()})
+        return
     names = put(gpus)
     if as_json:
         print_json(names)
@@ -47,16 +58,17 @@ def serve(
 
     The server is that of PREFECT_API_URL. Schedules pause while nothing serves them.
 
-    Example: head2toe serve --limit 2
+    For example:
+      head2toe serve --limit 2
     """
-    _quiet()
+    _silence()
     from flows.deploying import serve_all
 
     say("serving the deployments of prefect.yaml; Ctrl-C ends it.")
     serve_all(limit)
 
 
-def _quiet() -> None:
+def _silence() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.catalogue_commands import Json
-from flows.console import ProgressBars, human_bytes, human_seconds, print_json, print_table, say
+from flows.completion import complete_config
+from flows.console import MISTAKE, ProgressBars, human_bytes, human_seconds, insist, print_json, print_table, say
+from flows.options import DryRun, Json
 from store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -18,12 +19,17 @@ if TYPE_CHECKING:
     from pipeline.evaluation.results import Summary
 
 EXAMPLE = "configs/offline.yaml"
-FAILED = 2
-"""Exit code if a task or a method failed, as for any mistake that the user can mend."""
 
 
 def evaluate(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help=f"Tasks, backbone and methods; see {EXAMPLE}.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG.yaml",
+            help=f"Tasks, backbone and methods; see {EXAMPLE}.",
+            autocompletion=complete_config,
+        ),
+    ],
     root: Annotated[str | None, typer.Option(help="Folder or URL under which stores and results lie.")] = None,
     data_root: Annotated[str | None, typer.Option(help="Folder that holds those of the VTAB-1k tasks.")] = None,
     tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Only these tasks.")] = None,
@@ -34,9 +40,7 @@ def evaluate(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file; repeatable.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and what is stored already; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     output: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write results.json and results.csv there.")
     ] = None,
@@ -47,7 +51,9 @@ def evaluate(
     Everything is kept in the stores: the same command goes on where it stopped, and reads what is there. A task or a
     method that fails does not stop the others; the exit code is then 2.
 
-    Example: head2toe evaluate configs/offline.yaml --tasks digits,position --jobs 2
+    For example:
+      head2toe evaluate configs/offline.yaml --tasks digits,position --jobs 2
+      head2toe evaluate configs/offline.yaml --set protocol.folds=3 --dry-run
     """
     from pipeline.evaluation import evaluate as run
     from pipeline.evaluation import foresee_tasks
@@ -111,9 +117,9 @@ def _make(folder: Path) -> None:
 def _end(errors: list[str]) -> None:
     """End with the exit code of a mistake, if there are any, after saying each again where it is not lost."""
     for error in errors:
-        say(f"error: {error}")
+        insist(f"error: {error}")
     if errors:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(MISTAKE)
 
 
 def _show_plan(config: EvaluationConfig, foreseen: list[Foreseen], as_json: bool) -> None:

@@ -8,18 +8,31 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.catalogue_commands import DType, Json
+from flows.completion import (
+    complete_backbone,
+    complete_data,
+    complete_pooling,
+    complete_store,
+    complete_tap,
+    complete_weights,
+)
 from flows.console import (
     ProgressBars,
     extraction_sentence,
+    forecast_lines,
     human_bytes,
     print_facts,
     print_json,
     print_table,
     say,
     say_forecast,
+    say_notes,
 )
+from flows.options import DryRun, DType, Json
 from store.errors import InvalidInputError
+
+IMAGES, COMPUTING = "Reading images", "Computing"
+"""Headings of the help."""
 
 
 class OnBadImage(StrEnum):
@@ -50,7 +63,8 @@ Taps = Annotated[
     list[str],
     typer.Option(
         help="Preset (head2toe, blocks, embedding, logits, input, or a plug-in's), module name or shell-style pattern; "
-        "repeatable."
+        "repeatable.",
+        autocompletion=complete_tap,
     ),
 ]
 Exclude = Annotated[list[str], typer.Option(help="Pattern of taps to leave out; repeatable.")]
@@ -59,7 +73,10 @@ TargetSizes = Annotated[
 ]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the backbone's own.")]
 ClsTokenOption = Annotated[ClsToken, typer.Option(help="What becomes of prefix tokens.")]
-Pooling = Annotated[str, typer.Option(metavar="NAME", help="'average', the paper's, or a plug-in's.")]
+Pooling = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="'average', the paper's, or a plug-in's.", autocompletion=complete_pooling),
+]
 DATA_HELP = (
     "'digits', 'offline/<task>', an .npz file, a folder (<class>/…, or train/<class>/… and test/<class>/…, or VTAB-1k "
     "lists), a name as timm has it: torch/cifar10, hfds/<repository>, wds/<folder>, or a plug-in's."
@@ -68,7 +85,9 @@ DEFAULT_TAPS, NO_PATTERNS, DEFAULT_TARGET_SIZES = ["head2toe"], list[str](), [51
 
 
 def taps(
-    backbone: Annotated[str, typer.Argument(help="timm model name, such as resnet50.")],
+    backbone: Annotated[
+        str, typer.Argument(help="timm model name, such as resnet50.", autocompletion=complete_backbone)
+    ],
     target_size: TargetSizes = DEFAULT_TARGET_SIZES,
     taps: Taps = DEFAULT_TAPS,
     exclude: Exclude = NO_PATTERNS,
@@ -79,7 +98,9 @@ def taps(
 ) -> None:
     """Show what would be captured: layers, shapes, features and bytes per image. Needs no weights.
 
-    Example: head2toe taps resnet50 --target-size 8192
+    For example:
+      head2toe taps resnet50 --target-size 8192
+      head2toe taps vit_base_patch16_224 --taps blocks --exclude 'blocks.0*'
     """
     from pipeline.backbones import model_structure
     from pipeline.preprocessing import resolve_preprocessing
@@ -125,11 +146,17 @@ def taps(
 
 
 def extract(
-    backbone: Annotated[str, typer.Option(help="timm model name, such as resnet50.a1_in1k.")],
-    data: Annotated[str, typer.Option(help=DATA_HELP)],
+    backbone: Annotated[
+        str, typer.Option(help="timm model name, such as resnet50.a1_in1k.", autocompletion=complete_backbone)
+    ],
+    data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=complete_data)],
     root: Annotated[str, typer.Option(help="Folder or URL under which the store is written.")],
     weights: Annotated[
-        str, typer.Option(help="'pretrained', 'shipped', a .safetensors or .pth file, or 'random:SEED'.")
+        str,
+        typer.Option(
+            help="'pretrained', 'shipped', a .safetensors or .pth file, or 'random:SEED'.",
+            autocompletion=complete_weights,
+        ),
     ] = "pretrained",
     taps: Taps = DEFAULT_TAPS,
     exclude: Exclude = NO_PATTERNS,
@@ -139,61 +166,108 @@ def extract(
     dtype: Annotated[DType, typer.Option(help="Type of the stored values.")] = DType.float16,
     image_size: ImageSize = None,
     preprocessing: Annotated[
-        str, typer.Option(help="'timm', the backbone's own, or 'vtab', a plain resize to values in [-1, 1].")
+        str,
+        typer.Option(
+            help="'timm', the backbone's own, or 'vtab', a plain resize to values in [-1, 1].", rich_help_panel=IMAGES
+        ),
     ] = "timm",
-    interpolation: Annotated[str | None, typer.Option(help="Resampling filter, such as bilinear.")] = None,
-    crop_mode: Annotated[
-        str | None, typer.Option(help="'center' or 'border' as in timm; 'squash' is a plain resize.")
+    interpolation: Annotated[
+        str | None, typer.Option(help="Resampling filter, such as bilinear.", rich_help_panel=IMAGES)
     ] = None,
-    crop_pct: Annotated[float | None, typer.Option(help="Share of the resized image that the crop keeps.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel, of values in [0, 1], such as 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel, as --mean.")] = None,
-    data_root: Annotated[str | None, typer.Option(help="Where the data of a library's name is or is kept.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch data that is not there.")] = False,
+    crop_mode: Annotated[
+        str | None,
+        typer.Option(help="'center' or 'border' as in timm; 'squash' is a plain resize.", rich_help_panel=IMAGES),
+    ] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(help="Share of the resized image that the crop keeps.", rich_help_panel=IMAGES)
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Per channel, of values in [0, 1], such as 0.5,0.5,0.5.", rich_help_panel=IMAGES)
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Per channel, as --mean.", rich_help_panel=IMAGES)] = None,
+    data_root: Annotated[
+        str | None, typer.Option(help="Where the data of a library's name is or is kept.", rich_help_panel=IMAGES)
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Let torchvision fetch data that is not there.", rich_help_panel=IMAGES)
+    ] = False,
     split: Annotated[
         list[str],
-        typer.Option(metavar="OURS=THEIRS", help="A library's split for train, test or val; repeatable."),
+        typer.Option(
+            metavar="OURS=THEIRS", help="A library's split for train, test or val; repeatable.", rich_help_panel=IMAGES
+        ),
     ] = NO_PATTERNS,
-    input_key: Annotated[str | None, typer.Option(help="Column or part that holds the image (hfds, wds).")] = None,
-    target_key: Annotated[str | None, typer.Option(help="Column or field that holds the label (hfds, wds).")] = None,
+    input_key: Annotated[
+        str | None, typer.Option(help="Column or part that holds the image (hfds, wds).", rich_help_panel=IMAGES)
+    ] = None,
+    target_key: Annotated[
+        str | None, typer.Option(help="Column or field that holds the label (hfds, wds).", rich_help_panel=IMAGES)
+    ] = None,
     on_bad_image: Annotated[
-        OnBadImage, typer.Option(help="Stop with the list of images that cannot be used, or skip them.")
+        OnBadImage,
+        typer.Option(help="Stop with the list of images that cannot be used, or skip them.", rich_help_panel=IMAGES),
     ] = OnBadImage.stop,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images per forward pass; found by trying if not given.")
+        int | None,
+        typer.Option(min=1, help="Images per forward pass; found by trying if not given.", rich_help_panel=COMPUTING),
     ] = None,
     autocast: Annotated[
-        Autocast, typer.Option(help="Type of the backbone's products; 'auto' is fp16 on a GPU, none on a CPU.")
+        Autocast,
+        typer.Option(
+            help="Type of the backbone's products; 'auto' is fp16 on a GPU, none on a CPU.", rich_help_panel=COMPUTING
+        ),
     ] = Autocast.auto,
     channels_last: Annotated[
-        bool, typer.Option("--channels-last/--no-channels-last", help="Memory layout of maps.")
+        bool,
+        typer.Option("--channels-last/--no-channels-last", help="Memory layout of maps.", rich_help_panel=COMPUTING),
     ] = True,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the backbone, which takes minutes.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read images; one per core.")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the backbone, which takes minutes.", rich_help_panel=COMPUTING)
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read images; one per core.", rich_help_panel=COMPUTING)
+    ] = None,
     block_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples per committed block; chosen if not given.")
+        int | None,
+        typer.Option(min=1, help="Samples per committed block; chosen if not given.", rich_help_panel=COMPUTING),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="'auto' (all GPUs), 'cpu', 'cuda:1', …; several, 'cuda:0,cuda:1', each by a process.")
+        str,
+        typer.Option(
+            help="'auto' (all GPUs), 'cpu', 'cuda:1', …; several, 'cuda:0,cuda:1', each by a process.",
+            rich_help_panel=COMPUTING,
+        ),
     ] = "auto",
     dask_address: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster whose workers do the work.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Scheduler of a Dask cluster whose workers do the work.", rich_help_panel=COMPUTING
+        ),
     ] = None,
     shard: Annotated[
-        str, typer.Option(metavar="I/K", help="Write part I of K; other processes or machines write the others.")
+        str,
+        typer.Option(
+            metavar="I/K",
+            help="Write part I of K; other processes or machines write the others.",
+            rich_help_panel=COMPUTING,
+        ),
     ] = "1/1",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and how long it may take; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     extend: Annotated[
         str | None,
-        typer.Option(metavar="STORE", help="A store of fewer of these images; only what is new is extracted."),
+        typer.Option(
+            metavar="STORE",
+            help="A store of fewer of these images; only what is new is extracted.",
+            autocompletion=complete_store,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Write an activation store, or what is missing of it, and print its URI.
 
-    Example: head2toe extract --backbone test_resnet --weights shipped --data digits --root stores
+    For example:
+      head2toe extract --backbone test_resnet --weights shipped --data digits --root stores
+      head2toe extract --backbone resnet50.a1_in1k --data photos --root stores --dry-run
     """
     from pipeline.extraction import extract as extract_stage
     from pipeline.extraction import foresee
@@ -238,15 +312,15 @@ def extract(
     if dry_run:
         with ProgressBars() as progress:
             found = foresee(parameters, root, progress, shard=part)
-        say_forecast(found)
+        say_notes(found.notes)
         if as_json:
             print_json(asdict(found))
+        else:
+            typer.echo("\n".join(forecast_lines(found)))
         return
     with ProgressBars() as progress:
         done = extract_stage(parameters, root, progress, shard=part, announce=say_forecast)
-    for note in done.remarks:
-        if note not in done.forecast.notes:
-            say(f"note: {note}")
+    say_notes(note for note in done.remarks if note not in done.forecast.notes)
     say(extraction_sentence(done.extracted, done.reused, done.seconds_saved, done.left_to_others))
     if done.bottleneck:
         say(done.bottleneck)

@@ -20,6 +20,7 @@ from flows.tasks import (
     selection_task,
     statistics_task,
 )
+from pipeline.report import about_weights
 from store import open_store
 from store.spec import Frozen
 
@@ -83,9 +84,9 @@ def head2toe(config: Head2ToeConfig) -> RunSummary:
     selected = timed("selection", selection_task, extraction.uri, selection, config.memory, address)
     head = timed("refit", refit_task, selected, config.refit)
     linear = timed("linear", linear_task, selected, config.refit)
-    notes = [*_notes(config.extraction.weights), *extraction.remarks, *filter(None, (extraction.bottleneck,))]
+    notes = [*about_weights(config.extraction.weights), *extraction.remarks, *filter(None, (extraction.bottleneck,))]
     results = [linear, head]
-    report = timed("report", report_task, selected, results, seconds, notes)
+    report = timed("report", report_task, selected, results, seconds, notes, config)
     return RunSummary(
         store=extraction.uri,
         extracted=extraction.extracted,
@@ -98,12 +99,3 @@ def head2toe(config: Head2ToeConfig) -> RunSummary:
         notes=tuple(notes),
         announced=extraction.forecast.notes,
     )
-
-
-def _notes(weights: str) -> list[str]:
-    if not weights.startswith("random"):
-        return []
-    return [
-        "The backbone has random weights, not trained ones: the figures show that the pipeline works, not how well "
-        "the method transfers; use --weights shipped or pretrained for that."
-    ]

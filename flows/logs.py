@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from flows.console import say
+from flows.console import insist
 from flows.redaction import redact
 from store.errors import Head2ToeError, InvalidInputError, suggest
 
@@ -44,7 +44,7 @@ class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # The command line says at its end why it failed; with --log-level info also where.
         if self.level <= logging.INFO or not record.getMessage().startswith(STOPS):
-            say(self.format(record))
+            insist(self.format(record))
 
 
 _standard_error = _StandardError()

@@ -9,30 +9,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.catalogue_commands import Json, StoreArgument
-from flows.console import ProgressBars, human_bytes, print_facts, print_json, print_table, say
+from flows.completion import complete_head, complete_store, complete_weights
+from flows.console import MISTAKE, ProgressBars, human_bytes, insist, print_facts, print_json, print_table
+from flows.options import DryRun, Json, StoreArgument
 from store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from pipeline.prediction import Predictions
 
-MISTAKE = 2
 MOST_NAMED = 20
 ENDINGS = (".csv", ".json")
 Weights = Annotated[
     str | None,
     typer.Option(
-        metavar="W", help="The backbone's weights, if no longer where they were: a file, 'pretrained' or 'shipped'."
+        metavar="W",
+        help="The backbone's weights, if no longer where they were: a file, 'pretrained' or 'shipped'.",
+        autocompletion=complete_weights,
     ),
 ]
 HeadOption = Annotated[
-    str | None, typer.Option(metavar="DIGEST", help="Head of the store, or its beginning; needed if it has several.")
+    str | None,
+    typer.Option(
+        metavar="DIGEST",
+        help="Head of the store, or its beginning; needed if it has several.",
+        autocompletion=complete_head,
+    ),
 ]
 
 
 def predict(
     place: Annotated[
-        str, typer.Argument(metavar="HEAD", help="An activation store, with --head, or a folder that `export` wrote.")
+        str,
+        typer.Argument(
+            metavar="HEAD",
+            help="An activation store, with --head, or a folder that `export` wrote.",
+            autocompletion=complete_store,
+        ),
     ],
     images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Image files, and folders of them.")],
     head: HeadOption = None,
@@ -44,19 +56,40 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per forward pass; 16 on the CPU, 64.")] = None,
     device: Annotated[str, typer.Option(help="'auto' (a GPU if there is one), 'cpu', 'cuda:1', …")] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read images; one per core.")] = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Classify new images; the backbone runs only as deep as the deepest layer that the head reads.
 
     Images that cannot be used are named on standard error, the others are classified, and the exit code is 2.
 
-    Example: head2toe predict demo/fa7c --head 3f2a photo.jpg folder
+    For example:
+      head2toe predict demo/fa7c --head 3f2a photo.jpg folder
+      head2toe predict digits-classifier folder --output labels.csv
     """
     from pipeline.prediction import load_classifier, predict_images
+    from pipeline.prediction.images import find_images
 
     if output is not None and output.suffix.lower() not in ENDINGS:
         raise InvalidInputError(f"--output {str(output)!r} ends in {output.suffix!r}; endings are .csv and .json.")
+    if output is not None and not output.parent.is_dir():
+        raise InvalidInputError(f"cannot write {str(output)!r}: there is no folder {str(output.parent)!r}.")
     classifier = load_classifier(place, head, weights=weights)
+    if dry_run:
+        names, problems = find_images(images)
+        facts: dict[str, Any] = {
+            "images": len(names),
+            "head": classifier.recipe.lineage["head"],
+            "deepest_layer": classifier.recipe.layers[-1].name,
+            "output": None if output is None else str(output),
+            "replaces_output": output is not None and output.exists(),
+        }
+        if as_json:
+            print_json({**facts, "errors": [{"image": name, "reason": problem} for name, problem in problems]})
+        else:
+            print_facts({name: value for name, value in facts.items() if value is not None})
+        _end(problems, len(names))
+        return
     with ProgressBars() as progress:
         found = predict_images(
             classifier, images, batch_size=batch_size, device=device, workers=workers, progress=progress
@@ -67,12 +100,17 @@ def predict(
         print_json(_document(found))
     elif found.predictions:
         print_table(None, ("image", "class", "probability"), _rows(found, top))
-    for name, problem in found.problems[:MOST_NAMED]:
-        say(f"error: image {name!r} {problem}.")
-    if found.problems:
-        more = len(found.problems) - MOST_NAMED
+    _end(found.problems, len(found.predictions))
+
+
+def _end(problems: list[tuple[str, str]], n_good: int) -> None:
+    """End with the exit code of a mistake, if some images cannot be used, after naming them."""
+    for name, problem in problems[:MOST_NAMED]:
+        insist(f"error: image {name!r} {problem}.")
+    if problems:
+        more = len(problems) - MOST_NAMED
         rest = f" ({more:,} more than are named here; --json names all)" if more > 0 else ""
-        say(f"error: {len(found.problems):,} of the images cannot be used{rest}; {len(found.predictions):,} are done.")
+        insist(f"error: {len(problems):,} of the images cannot be used{rest}; {n_good:,} are done.")
         raise typer.Exit(MISTAKE)
 
 
@@ -91,20 +129,27 @@ def export(
         False
     ),
     weights: Weights = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write a head and all it needs as one folder that `predict` reads anywhere: no pickle, and a model card.
+    """Write a head and all it needs as one folder, which `predict` reads anywhere: no pickle, and a model card.
 
-    Example: head2toe export demo/fa7c --head 3f2a --output digits-classifier
+    For example:
+      head2toe export demo/fa7c --head 3f2a --output digits-classifier
     """
-    from pipeline.prediction import export_classifier, load_classifier
+    from pipeline.prediction import export_classifier, foresee_export, load_classifier
 
     classifier = load_classifier(uri, head, weights=weights)
-    folder = export_classifier(classifier, output, include_backbone=include_backbone, onnx=onnx)
+    files: dict[str, int | None]
+    if dry_run:
+        planned = foresee_export(classifier, output, include_backbone=include_backbone, onnx=onnx)
+        files = dict.fromkeys(planned)
+    else:
+        folder = export_classifier(classifier, output, include_backbone=include_backbone, onnx=onnx)
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     recipe = classifier.recipe
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     facts: dict[str, Any] = {
-        "folder": str(folder),
+        "folder": str(output),
         "head": recipe.lineage["head"],
         "features": recipe.n_selected,
         "layers": len(recipe.layers),
@@ -116,7 +161,8 @@ def export(
         print_json({**facts, "files": files})
         return
     facts["accuracy"] = {split: f"{100 * value:.1f} %" for split, value in recipe.accuracy.items()}
-    print_facts({**facts, "files": {name: human_bytes(size) for name, size in files.items()}})
+    sizes = {name: "to be written" if size is None else human_bytes(size) for name, size in files.items()}
+    print_facts({**facts, "files": sizes})
 
 
 def _rows(found: Predictions, top: int) -> list[tuple[str, str, str]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from store.errors import InvalidInputError
+from store.errors import InvalidInputError, suggest
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -46,7 +47,7 @@ def read_model(path: Path, kind: type[Model], example: str, changes: Sequence[st
     try:
         return kind.model_validate(document)
     except (ValidationError, InvalidInputError) as error:
-        what = explain(error) if isinstance(error, ValidationError) else error
+        what = explain(error, kind) if isinstance(error, ValidationError) else error
         raise InvalidInputError(f"configuration {str(path)!r}: {what}") from error
 
 
@@ -66,14 +67,47 @@ def _change(document: Any, change: str) -> None:
     document[last] = value
 
 
-def explain(error: ValidationError) -> str:
-    """Return a validation error as one sentence that names the field, its value and what is expected."""
-    first, *rest = error.errors()
+def explain(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
+    """Return a validation error as one sentence that names the field, its value and what is expected.
+
+    Parameters
+    ----------
+    error : ValidationError
+        What pydantic says.
+    kind : type, optional
+        Model of the document, whose keys are suggested in place of unknown ones.
+    """
+    # A key that is misspelt is missing, too; what was typed tells more than what was not.
+    first, *rest = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     field = ".".join(str(part) for part in first["loc"]) or "the document"
     more = f" ({len(rest)} more problem{'s' if len(rest) > 1 else ''})" if rest else ""
     if first["type"] == "missing":
         return f"{field} is missing{more}."
     if first["type"] == "extra_forbidden":
-        return f"{field} is not a known parameter{more}."
+        *place, name = first["loc"]
+        known = _keys(kind, place)
+        return f"{field} is not a known parameter{more}{f'; {suggest(str(name), known)}' if known else '.'}"
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ").split(", unable")[0]
-    return f"{field} is {first['input']!r} but should be {expected}{more}."
+    choices = re.findall("'(.*?)'", expected) if first["type"] == "literal_error" else []
+    near = suggest(str(first["input"]), choices) if choices else ""
+    hint = f"; {near}" if near.startswith("did") else "."
+    return f"{field} is {first['input']!r} but should be {expected}{more}{hint}"
+
+
+def _keys(kind: type[BaseModel] | None, place: Sequence[int | str]) -> list[str]:
+    """Return the keys that a document may have at a place; none if that is not known."""
+    for part in place:
+        field = kind.model_fields.get(str(part)) if kind is not None else None
+        if field is not None:
+            kind = next(models_in(field.annotation), None)
+        elif not isinstance(part, int):
+            return []
+    return [] if kind is None else list(kind.model_fields)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that a type is, or is made of, such as that of ``tuple[Model, ...] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)

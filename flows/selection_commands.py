@@ -7,17 +7,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.catalogue_commands import Json, StoreArgument
+from flows.completion import (
+    NORMALIZATIONS,
+    SCORERS,
+    complete_normalization,
+    complete_optimizer,
+    complete_scorer,
+    complete_selection,
+    complete_store,
+)
 from flows.console import ProgressBars, human_bytes, print_facts, print_json, print_table, say
+from flows.options import DryRun, Json, StoreArgument
 
 if TYPE_CHECKING:
     from store import ActivationStore
 
-SCORERS = "group_lasso, adam, l1, l2, variance, chi2, f_classif, mutual_info, extra_trees, random, or a plug-in's"
-NORMALIZATIONS = "standardize, unit_norm (the paper's) or none"
+SCORING, ABLATIONS, TRAINING, COMPUTING = "Options of scorers", "Ablations", "Options of optimizers", "Computing"
+"""Headings of the help."""
+NORMALIZED = f"{', '.join(NORMALIZATIONS)}; unit_norm is the paper's"
 Join = Annotated[
     list[str] | None,
-    typer.Option(metavar="STORE", help="Another store of the same images, whose features come after; repeatable."),
+    typer.Option(
+        metavar="STORE",
+        help="Another store of the same images, whose features come after; repeatable.",
+        autocompletion=complete_store,
+    ),
 ]
 
 
@@ -29,50 +43,92 @@ def select(
     keep: Annotated[
         str | None, typer.Option(metavar="K", help="Number of features to keep, instead of a fraction.")
     ] = None,
-    scorer: Annotated[str, typer.Option(metavar="SCORER", help=f"{SCORERS}.")] = "group_lasso",
+    scorer: Annotated[
+        str,
+        typer.Option(metavar="SCORER", help=f"{', '.join(SCORERS)}, or a plug-in's.", autocompletion=complete_scorer),
+    ] = "group_lasso",
     penalty_ratio: Annotated[
         str | None,
-        typer.Option(metavar="R", help="λ relative to the least one that keeps nothing; group_lasso, l1: 0.1."),
+        typer.Option(
+            metavar="R",
+            help="λ relative to the least one that keeps nothing; group_lasso, l1: 0.1.",
+            rich_help_panel=SCORING,
+        ),
     ] = None,
     penalty: Annotated[
-        str | None, typer.Option(metavar="L", help="λ as an absolute coefficient; adam, l2: 1e-4.")
+        str | None,
+        typer.Option(metavar="L", help="λ as an absolute coefficient; adam, l2: 1e-4.", rich_help_panel=SCORING),
     ] = None,
     normalization: Annotated[
-        str, typer.Option(metavar="N", help=f"What the head sees: {NORMALIZATIONS}.")
+        str,
+        typer.Option(metavar="N", help=f"What the head sees: {NORMALIZED}.", autocompletion=complete_normalization),
     ] = "standardize",
     split: Annotated[str, typer.Option(help="Training samples.")] = "train",
     tolerance: Annotated[
         str | None,
-        typer.Option(metavar="T", help="group_lasso: relative duality gap, 1e-4; l1: violation over λ, 1e-3."),
+        typer.Option(
+            metavar="T",
+            help="group_lasso: relative duality gap, 1e-4; l1: violation over λ, 1e-3.",
+            rich_help_panel=SCORING,
+        ),
     ] = None,
-    steps: Annotated[str | None, typer.Option(metavar="N", help="Steps of adam; default 500.")] = None,
-    learning_rate: Annotated[str | None, typer.Option(metavar="RATE", help="Of adam at first; default 0.1.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N", help="Steps of adam; default 500.", rich_help_panel=SCORING)
+    ] = None,
+    learning_rate: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Of adam at first; default 0.1.", rich_help_panel=SCORING)
+    ] = None,
     seed: Annotated[
-        str | None, typer.Option(metavar="N", help="Of adam, extra_trees, mutual_info and random; default 0.")
+        str | None,
+        typer.Option(
+            metavar="N", help="Of adam, extra_trees, mutual_info and random; default 0.", rich_help_panel=SCORING
+        ),
     ] = None,
     average_over: Annotated[
-        str | None, typer.Option(metavar="N", help="Average the scores of so many seeds; default 1.")
+        str | None,
+        typer.Option(metavar="N", help="Average the scores of so many seeds; default 1.", rich_help_panel=SCORING),
     ] = None,
-    offset: Annotated[str, typer.Option(metavar="K", help="Skip so many of the best features.")] = "0",
-    layer_mean: Annotated[
-        str, typer.Option(metavar="A", help="Move scores this far, from 0 to 1, towards the mean of their layer.")
+    offset: Annotated[
+        str, typer.Option(metavar="K", help="Skip so many of the best features.", rich_help_panel=ABLATIONS)
     ] = "0",
-    whole_layers: Annotated[bool, typer.Option("--whole-layers", help="Keep the layers of the best mean.")] = False,
+    layer_mean: Annotated[
+        str,
+        typer.Option(
+            metavar="A",
+            help="Move scores this far, from 0 to 1, towards the mean of their layer.",
+            rich_help_panel=ABLATIONS,
+        ),
+    ] = "0",
+    whole_layers: Annotated[
+        bool, typer.Option("--whole-layers", help="Keep the layers of the best mean.", rich_help_panel=ABLATIONS)
+    ] = False,
     join: Join = None,
     memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="What may be held in memory besides the program itself, such as 500MB.")
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="What may be held in memory besides the program itself, such as 500MB.",
+            rich_help_panel=COMPUTING,
+        ),
     ] = "2GiB",
     dask_address: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Let the workers of a running Dask scheduler read the store."),
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let the workers of a running Dask scheduler read the store.",
+            rich_help_panel=COMPUTING,
+        ),
     ] = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Rank all features, by exact group lasso or another scorer, keep the best, and print the selection.
 
     Options that do not matter to the scorer are refused; docs/selection.md says what each scorer does.
 
-    Example: head2toe select stores/<fingerprint>.zarr --fraction 0.01
+    For example:
+      head2toe select stores/3f2a --fraction 0.01
+      head2toe select stores/3f2a --scorer variance --keep 500
     """
     given = locals()
     from pipeline.selection import SelectionParameters, select_features
@@ -81,6 +137,12 @@ def select(
     known = SelectionParameters.model_fields
     parameters = SelectionParameters.model_validate({name: value for name, value in given.items() if name in known})
     store = _open(uri, join)
+    if dry_run:
+        from flows.foreseeing import show_selection
+        from pipeline.foreseeing import foresee_selection
+
+        show_selection(foresee_selection(store, parameters, memory=memory), as_json)
+        return
     with ProgressBars() as progress:
         selection = select_features(store, parameters, progress, memory=memory, dask_address=dask_address, announce=say)
     counts = selection.per_layer(store)
@@ -135,38 +197,69 @@ def _figure(key: str, value: Any) -> str:
 
 def refit(
     uri: StoreArgument,
-    selection: Annotated[str | None, typer.Option(help="Digest of a selection, or its beginning.")] = None,
+    selection: Annotated[
+        str | None,
+        typer.Option(help="Digest of a selection, or its beginning.", autocompletion=complete_selection),
+    ] = None,
     selection_from: Annotated[
         str | None,
         typer.Option(metavar="STORE", help="Another store of the same layers, in which the selection was made."),
     ] = None,
     linear: Annotated[bool, typer.Option("--linear", help="Use the last embedding instead: the baseline.")] = False,
     normalization: Annotated[
-        str, typer.Option(metavar="N", help=f"What the baseline sees: {NORMALIZATIONS}; a selection keeps its own.")
+        str,
+        typer.Option(
+            metavar="N",
+            help=f"What the baseline sees: {NORMALIZED}; a selection keeps its own.",
+            autocompletion=complete_normalization,
+        ),
     ] = "standardize",
     optimizer: Annotated[
-        str, typer.Option(metavar="O", help="lbfgs, stopped by held-out samples, or adam, the paper's recipe.")
+        str,
+        typer.Option(
+            metavar="O",
+            help="lbfgs, stopped by held-out samples, or adam, the paper's recipe.",
+            autocompletion=complete_optimizer,
+        ),
     ] = "lbfgs",
     max_iterations: Annotated[
-        str | None, typer.Option(metavar="N", help="Upper bound of iterations of lbfgs; default 500.")
+        str | None,
+        typer.Option(metavar="N", help="Upper bound of iterations of lbfgs; default 500.", rich_help_panel=TRAINING),
     ] = None,
     validation_fraction: Annotated[
-        str | None, typer.Option(metavar="V", help="Share of samples that stops lbfgs; default 0.2, none is 0.")
+        str | None,
+        typer.Option(
+            metavar="V", help="Share of samples that stops lbfgs; default 0.2, none is 0.", rich_help_panel=TRAINING
+        ),
     ] = None,
     patience: Annotated[
-        str | None, typer.Option(metavar="N", help="Iterations of lbfgs without a better validation loss; default 15.")
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Iterations of lbfgs without a better validation loss; default 15.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
-    learning_rate: Annotated[str | None, typer.Option(metavar="RATE", help="Of adam at first; default 0.01.")] = None,
-    steps: Annotated[str | None, typer.Option(metavar="N", help="Steps of adam; default 500.")] = None,
-    seed: Annotated[str, typer.Option(metavar="N", help="Of what is held out, or of adam's draws.")] = "0",
+    learning_rate: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Of adam at first; default 0.01.", rich_help_panel=TRAINING)
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N", help="Steps of adam; default 500.", rich_help_panel=TRAINING)
+    ] = None,
+    seed: Annotated[
+        str, typer.Option(metavar="N", help="Of what is held out, or of adam's draws.", rich_help_panel=TRAINING)
+    ] = "0",
     join: Join = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train a head on the selected columns only, and print its accuracy.
 
     Options that do not matter to the optimizer are refused; docs/refit.md says what each does.
 
-    Example: head2toe refit stores/<fingerprint>.zarr --selection 3f2a
+    For example:
+      head2toe refit stores/3f2a --selection 8c01
+      head2toe refit stores/3f2a --linear
     """
     given = locals()
     from pipeline.refit import RefitParameters
@@ -182,26 +275,22 @@ def refit(
     known = RefitParameters.model_fields
     parameters = RefitParameters.model_validate({name: value for name, value in given.items() if name in known})
     store = _open(uri, join)
+    what: dict[str, Any] = {"parameters": parameters}
     if selection is not None:
         origin = store if selection_from is None else open_store(resolve_store(selection_from))
         chosen, features = selection_features(store, selection, origin)
-        head = refit_stage(
-            store,
-            chosen.indices,
-            features=features,
-            normalization=chosen.normalization,
-            parameters=parameters,
-            train=chosen.split,
-        )
+        indices = chosen.indices
+        what |= {"features": features, "normalization": chosen.normalization, "train": chosen.split}
     else:
-        name = store.embedding
-        head = refit_stage(
-            store,
-            store.layer_indices(name),
-            features={"layer": name},
-            normalization=normalization,
-            parameters=parameters,
-        )
+        indices = store.layer_indices(store.embedding)
+        what |= {"features": {"layer": store.embedding}, "normalization": normalization}
+    if dry_run:
+        from flows.foreseeing import show_head
+        from pipeline.foreseeing import foresee_refit
+
+        show_head(foresee_refit(store, len(indices), **what), as_json)
+        return
+    head = refit_stage(store, indices, **what)
     facts = {"head": head.digest, "features": len(head.indices), "reused": head.reused, **head.facts}
     if as_json:
         print_json(facts)

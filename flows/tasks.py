@@ -5,24 +5,27 @@ Nothing is computed here, and no array leaves a task; the store decides what is 
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from prefect import task
 
 from flows import artifacts, logs
+from flows.config import Head2ToeConfig
 from flows.console import say_forecast
+from flows.demo import demo_config
 from flows.policy import stage_of, task_options
+from flows.redaction import redact, redact_all
 from pipeline.extraction import Extraction, extract
 from pipeline.planning import ExtractionParameters
 from pipeline.refit import Head, RefitParameters, refit
-from pipeline.report import render_report
+from pipeline.report import Reproduction, render_report, run_again, save_report
 from pipeline.selection import SelectionParameters, read_selection, select_features
 from pipeline.statistics import compute_statistics
 from store import open_store
-from store.aliases import resolve_store, split_uri
+from store.aliases import resolve_store
 from store.catalogue import describe_results, list_stores
 from store.errors import StoreNotFoundError
-from store.objects import join, open_objects
 from store.spec import Frozen
 
 
@@ -175,19 +178,20 @@ def linear_task(selected: SelectionRef, parameters: RefitParameters) -> HeadRef:
 
 @task(name="report", **task_options(hours=1))
 @stage_of("report")
-def report_task(selected: SelectionRef, results: list[HeadRef], seconds: dict[str, float], notes: list[str]) -> str:
+def report_task(
+    selected: SelectionRef,
+    results: list[HeadRef],
+    seconds: dict[str, float],
+    notes: list[str],
+    config: Head2ToeConfig | None = None,
+) -> str:
     """Write the HTML page of the run under the store's root; returns where it is."""
     logs.note(store=selected.uri)
     store = open_store(selected.uri)
-    rows = [
-        {"head": r.digest, "accuracy": r.accuracy["test"], **r.model_dump(exclude={"digest", "accuracy"})}
-        for r in results
-    ]
-    page = render_report(store, read_selection(store, selected.digest), rows, seconds, notes)
-    name = f"{store.fingerprint}-{selected.digest}.html"
-    folder = join(split_uri(selected.uri)[0] or selected.uri, "reports")
-    open_objects(folder).write(name, [page.encode()])
-    report = join(folder, name)
+    chosen = read_selection(store, selected.digest)
+    again = None if config is None else reproduction(config)
+    page = render_report(store, chosen, [r.digest for r in results], seconds, notes, again)
+    report = save_report(store, chosen, redact(page))
     shown = [
         {
             "method": r.method,
@@ -201,6 +205,14 @@ def report_task(selected: SelectionRef, results: list[HeadRef], seconds: dict[st
     artifacts.show_lineage(store, selected.digest, {r.method: r.digest for r in results})
     artifacts.show_report(store, report)
     return report
+
+
+def reproduction(config: Head2ToeConfig) -> Reproduction:
+    """Return the command that does what this configuration says, secrets left out."""
+    weights = config.extraction.weights
+    if config == demo_config(config.root, weights):
+        return Reproduction(shlex.join(["head2toe", "demo", "--root", config.root, "--weights", weights]))
+    return run_again(redact_all(config.model_dump(mode="json", exclude_defaults=True)))
 
 
 def _log_extraction(done: Extraction) -> None:

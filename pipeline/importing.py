@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.compute import Progress
 from pipeline.npz import LABELS, open_archive, sort_members
 from store import layout
-from store.errors import InvalidInputError, NotFiniteError, suggest
+from store.activations import open_store
+from store.errors import InvalidInputError, NotFiniteError, StoreNotFoundError, suggest
 from store.objects import join
 from store.spec import DIGEST_LENGTH, DataSpec, DTypeName, ImportSpec, Manifest, fingerprint
 from store.writer import create_store
@@ -58,6 +59,8 @@ class Imported:
         Samples written by this call.
     reused : int
         Samples whose blocks were there already.
+    n_bytes : int
+        Bytes of all its activations.
     seconds : float
         Time of this call.
     """
@@ -66,6 +69,7 @@ class Imported:
     fingerprint: str
     imported: int
     reused: int
+    n_bytes: int
     seconds: float
 
 
@@ -81,6 +85,7 @@ def import_arrays(
     data: str = "arrays",
     block_samples: int | None = None,
     progress: Progress | None = None,
+    dry_run: bool = False,
 ) -> Imported:
     """Write a store of activations made elsewhere under `root`, or only what is missing of it.
 
@@ -110,11 +115,13 @@ def import_arrays(
         Samples per block at most; chosen from the width of the layers if not given.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
+    dry_run : bool
+        Read and check everything, but write nothing.
 
     Returns
     -------
     Imported
-        Where the store is and how much of it was written.
+        Where the store is and how much of it was, or would be, written.
 
     Raises
     ------
@@ -156,8 +163,13 @@ def import_arrays(
         # Canonical JSON sorts names, and the order of layers is part of what is stored.
         identity={"layer_order": list(layers)},
     )
+    uri, n_bytes = join(root, f"{fingerprint(spec)}.zarr"), _n_bytes(layers, sizes, dtype)
+    if dry_run:
+        total = _count_missing(uri, sizes)
+        reused = sum(sizes.values()) - total
+        return Imported(uri, fingerprint(spec), total, reused, n_bytes, time.perf_counter() - start)
     writer = create_store(
-        join(root, f"{fingerprint(spec)}.zarr"),
+        uri,
         layers,
         sizes,
         manifests=manifests,
@@ -189,7 +201,8 @@ def import_arrays(
         done += stop - first
         if progress:
             progress("writing samples", done, total)
-    return Imported(store.uri, store.fingerprint, total, sum(sizes.values()) - total, time.perf_counter() - start)
+    reused = sum(sizes.values()) - total
+    return Imported(store.uri, store.fingerprint, total, reused, n_bytes, time.perf_counter() - start)
 
 
 def import_file(
@@ -201,6 +214,7 @@ def import_file(
     embedding: str | None = None,
     block_samples: int | None = None,
     progress: Progress | None = None,
+    dry_run: bool = False,
 ) -> Imported:
     """Import an ``.npz`` file, as `numpy.savez` and `numpy.savez_compressed` write them.
 
@@ -212,7 +226,7 @@ def import_file(
     ----------
     path : str or path
         The file.
-    root, class_names, dtype, embedding, block_samples, progress
+    root, class_names, dtype, embedding, block_samples, progress, dry_run
         As for `import_arrays`.
 
     Returns
@@ -241,7 +255,22 @@ def import_file(
             data=Path(path).name,
             block_samples=block_samples,
             progress=progress,
+            dry_run=dry_run,
         )
+
+
+def _n_bytes(layers: Mapping[str, int], sizes: Mapping[str, int], dtype: DTypeName) -> int:
+    return sum(layers.values()) * sum(sizes.values()) * np.dtype(dtype).itemsize
+
+
+def _count_missing(uri: str, sizes: Mapping[str, int]) -> int:
+    """Return how many samples of a store are not there."""
+    try:
+        store = open_store(uri, allow_incomplete=True)
+    except StoreNotFoundError:
+        return sum(sizes.values())
+    ranges = [store.splits[split].block_range(block) for split, found in store.missing().items() for block in found]
+    return sum(stop - first for first, stop in ranges)
 
 
 # -------------------------------------------------------------------- checks

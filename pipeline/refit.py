@@ -100,12 +100,7 @@ def refit(
     if len(indices) and not 0 <= indices[0] <= indices[-1] < store.n_features:
         outside = indices[0] if indices[0] < 0 else indices[-1]
         raise InvalidInputError(f"feature {outside} does not exist in store {store.uri!r} of {store.n_features:,}.")
-    inputs = {
-        "features": dict(features),
-        "normalization": normalization,
-        "parameters": parameters.chosen(),
-        "train": train,
-    }
+    inputs = head_inputs(features, normalization, parameters, train)
     found = find_result(store, "heads", inputs)
     if found is not None:
         return _head(found, reused=True)
@@ -135,6 +130,18 @@ def refit(
         "intercept": (fitted.intercept, ("class",)),
     }
     return _head(write_result(store, "heads", inputs, arrays, facts), reused=False)
+
+
+def head_inputs(
+    features: Mapping[str, Any], normalization: str, parameters: RefitParameters, train: str
+) -> dict[str, Any]:
+    """Return what identifies a head of a store; see `refit`."""
+    return {
+        "features": dict(features),
+        "normalization": normalization,
+        "parameters": parameters.chosen(),
+        "train": train,
+    }
 
 
 def _head(result: Result, *, reused: bool) -> Head:

@@ -116,13 +116,13 @@ def select_features(
         If a chunk is not what was committed.
     """
     parameters = parameters or SelectionParameters()
-    inputs = parameters.inputs(store.n_features) | joined_with(store)
+    inputs = selection_inputs(store, parameters)
     found = find_result(store, "selections", inputs)
     if found is not None:
         return _selection(found, reused=True)
     start = time.perf_counter()
     scorer, ranking = find_scorer(parameters.scorer), inputs["ranking"]
-    ranked = _find_ranking(store, inputs)
+    ranked = find_ranking(store, inputs)
     if ranked is not None:
         relevance, certificate = ranked.arrays["relevance"], ranked.facts["certificate"]
     else:
@@ -154,6 +154,17 @@ def select_features(
         },
     )
     return _selection(stored, reused=False)
+
+
+def selection_inputs(store: ActivationStore, parameters: SelectionParameters) -> dict[str, Any]:
+    """Return what identifies a selection of a store.
+
+    Raises
+    ------
+    InvalidInputError
+        If the parameters do not fit the store.
+    """
+    return parameters.inputs(store.n_features) | joined_with(store)
 
 
 def read_selection(store: ActivationStore, name: str) -> Selection:
@@ -237,7 +248,7 @@ def _no_certificate(scorer: str) -> dict[str, Any]:
     return {"certified": False, "note": f"no certificate: {scorer} is a heuristic"}
 
 
-def _find_ranking(store: ActivationStore, inputs: dict[str, Any]) -> Result | None:
+def find_ranking(store: ActivationStore, inputs: dict[str, Any]) -> Result | None:
     """Return a stored selection of the same ranking, of the same layers and the same stores if they are joined."""
     for name in list_results(store, "selections"):
         known = read_inputs(store, "selections", name)

@@ -29,6 +29,7 @@ from store.layout import ChunkRef, Layer, Split
 from store.objects import Objects, open_objects
 from store.records import BlockRecord, read_record
 from store.spec import FORMAT, FORMAT_VERSION, ExtractionSpec, ImportSpec, Spec, fingerprint
+from store.units import human_bytes
 
 if TYPE_CHECKING:
     import dask.array
@@ -408,8 +409,6 @@ class ActivationStore:
         }
 
     def __repr__(self) -> str:
-        from store.html_summary import human_bytes
-
         s = self.summary
         weights, data = (f" ({s['weights']})" if s["weights"] else ""), (f" on {s['data']}" if s["data"] else "")
         sizes = ", ".join(f"{k} {v:,}" for k, v in s["splits"].items())

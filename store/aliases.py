@@ -128,7 +128,13 @@ def list_aliases(root: str | os.PathLike[str], **options: Any) -> dict[str, Alia
 
 
 def set_alias(
-    root: str | os.PathLike[str], name: str, store: str | os.PathLike[str], *, force: bool = False, **options: Any
+    root: str | os.PathLike[str],
+    name: str,
+    store: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    **options: Any,
 ) -> Alias:
     """Give a store of a root a name.
 
@@ -142,6 +148,8 @@ def set_alias(
         Anything `resolve_store` takes, or what comes after ``<root>/`` in it.
     force : bool
         Move an alias that names another store already.
+    dry_run : bool
+        Write nothing.
     **options
         Passed to the fsspec file system.
 
@@ -171,7 +179,7 @@ def set_alias(
     objects, key = open_objects(root, **options), alias_key(name)
     raw = canonical_json(alias).encode()
     try:
-        if objects.create(key, raw):
+        if not is_there(objects, key) if dry_run else objects.create(key, raw):
             return alias
         if not force:
             before = _read_alias(root, name, options)
@@ -179,7 +187,8 @@ def set_alias(
                 return before
             named = "nothing any more" if before is None else before.store
             raise ConflictError(f"alias {name!r} of {os.fspath(root)!r} names {named} already; --force moves it.")
-        objects.write(key, [raw])
+        if not dry_run:
+            objects.write(key, [raw])
     except OSError as error:
         raise InvalidInputError(
             f"cannot write alias {name!r} to {objects.uri!r}: {error.strerror or error}."
@@ -187,8 +196,8 @@ def set_alias(
     return alias
 
 
-def remove_alias(root: str | os.PathLike[str], name: str, **options: Any) -> None:
-    """Take a name away; the store it names stays.
+def remove_alias(root: str | os.PathLike[str], name: str, *, dry_run: bool = False, **options: Any) -> None:
+    """Take a name away, unless it is only tried; the store it names stays.
 
     Raises
     ------
@@ -204,7 +213,8 @@ def remove_alias(root: str | os.PathLike[str], name: str, **options: Any) -> Non
         hint = suggest(name, known) if known else "it has no aliases."
         raise StoreNotFoundError(f"root {objects.uri!r} has no alias {name!r}; {hint}")
     try:
-        objects.remove(key)
+        if not dry_run:
+            objects.remove(key)
     except OSError as error:
         raise InvalidInputError(
             f"cannot remove alias {name!r} of {objects.uri!r}: {error.strerror or error}."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from store.aliases import list_names
 from store.catalogue import MALFORMED, RESULT_KINDS, describe_results
+from store.units import human_bytes as human_bytes
 
 if TYPE_CHECKING:
     from store.activations import ActivationStore
@@ -66,15 +67,6 @@ def html_summary(store: ActivationStore) -> str:
         results=_rows(store) if few else (),
         lister=f"head2toe show {store.uri}" if there else "",
     )
-
-
-def human_bytes(n: float) -> str:
-    """Return a size such as ``12.3 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
-        n /= 1000
-    return f"{n:,.1f} TB"
 
 
 def _facts(store: ActivationStore) -> dict[str, str]:

@@ -46,7 +46,7 @@ class Removed:
     aliases: tuple[str, ...]
 
 
-def remove_store(uri: str | os.PathLike[str], *, force: bool = False, **options: Any) -> Removed:
+def remove_store(uri: str | os.PathLike[str], *, force: bool = False, dry_run: bool = False, **options: Any) -> Removed:
     """Remove a store, its results and the aliases that name it; nothing that is not an activation store.
 
     The root's metadata goes first and the commit records before the data, so that what an interrupted removal leaves
@@ -59,6 +59,8 @@ def remove_store(uri: str | os.PathLike[str], *, force: bool = False, **options:
     force : bool
         Remove it although it has selections, heads, protocols or points of one, a writer claims blocks of it, it was
         written in another format version, or it holds something that is not part of a store.
+    dry_run : bool
+        Only say what would be removed, or why not.
     **options
         Passed to the fsspec file system.
 
@@ -88,16 +90,18 @@ def remove_store(uri: str | os.PathLike[str], *, force: bool = False, **options:
     root, name = split_uri(objects.uri)
     pointing: tuple[str, ...] = ()
     try:
-        _mark(objects, fingerprint)
-        objects.remove(METADATA)
+        if not dry_run:
+            _mark(objects, fingerprint)
+            objects.remove(METADATA)
         if root is not None:
             pointing = tuple(a.name for a in list_aliases(root, **options).values() if a.store == name)
+        if not dry_run:
             for alias in pointing:
-                open_objects(root, **options).remove(alias_key(alias))
-        rest = [n for n in objects.names("") if n not in {REMOVING, "blocks"}]
-        for part in ("blocks", *rest, UNFINISHED):
-            objects.remove(part)
-        objects.remove()
+                open_objects(str(root), **options).remove(alias_key(alias))
+            rest = [n for n in objects.names("") if n not in {REMOVING, "blocks"}]
+            for part in ("blocks", *rest, UNFINISHED):
+                objects.remove(part)
+            objects.remove()
     except OSError as error:
         raise InvalidInputError(
             f"cannot remove all of {objects.uri!r}: {error.strerror or error}; `head2toe remove {objects.uri}` goes on."

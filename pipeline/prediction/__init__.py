@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.prediction.artifact import HEAD, RECIPE, export_classifier, read_artifact
+from pipeline.prediction.artifact import HEAD, RECIPE, export_classifier, foresee_export, read_artifact
 from pipeline.prediction.classifier import Head2ToeClassifier
 from pipeline.prediction.from_store import classifier_from_store
 from pipeline.prediction.images import Prediction, Predictions, predict_images
@@ -24,6 +24,7 @@ __all__ = [
     "Prediction",
     "Predictions",
     "export_classifier",
+    "foresee_export",
     "load_classifier",
     "predict_images",
 ]

@@ -64,10 +64,8 @@ def export_classifier(
         If the folder has something in it or cannot be written, or ONNX is not installed.
     """
     target = Path(folder)
-    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
-        raise InvalidInputError(f"{str(target)!r} is there already; give --output a folder that is new or empty.")
     recipe = classifier.recipe
-    include = is_file(recipe.weights) if include_backbone is None else include_backbone
+    include = BACKBONE in foresee_export(classifier, target, include_backbone=include_backbone)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -92,6 +90,27 @@ def export_classifier(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def foresee_export(
+    classifier: Head2ToeClassifier,
+    folder: str | os.PathLike[str],
+    *,
+    include_backbone: bool | None = None,
+    onnx: bool = False,
+) -> tuple[str, ...]:
+    """Return the names of the files that `export_classifier` would write; nothing is written.
+
+    Raises
+    ------
+    InvalidInputError
+        If the folder has something in it.
+    """
+    target = Path(folder)
+    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
+        raise InvalidInputError(f"{str(target)!r} is there already; give --output a folder that is new or empty.")
+    include = is_file(classifier.recipe.weights) if include_backbone is None else include_backbone
+    return tuple(sorted((CARD, RECIPE, HEAD, *[BACKBONE] * include, *[ONNX] * onnx)))
 
 
 def read_artifact(folder: str | os.PathLike[str], *, weights: str | None = None) -> Head2ToeClassifier:

@@ -184,7 +184,8 @@ except SystemExit:
     sys.exit(bool({"torch", "prefect"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    commands = "demo run taps extract select refit import list show verify alias remove deploy serve"
+    commands = "demo run init doctor taps extract select refit predict export report evaluate import list show verify"
+    commands += " alias remove deploy serve"
     for command in commands.split():
         assert f"\n  {command} " in done.stdout
 
@@ -240,12 +241,13 @@ def test_a_run_that_is_stopped_says_what_is_kept_and_how_to_go_on(tmp_path, numb
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path) -> None:
-    out, err = run(*EXTRACT, "--root", str(tmp_path / "root"), "--dry-run", "--json", "--shard", "1/3")
-    found = json.loads(out)
+    arguments = [*EXTRACT, "--root", str(tmp_path / "root"), "--dry-run", "--shard", "1/3"]
+    found = json.loads(run(*arguments, "--json")[0])
     assert found["samples"] == {"train": 1000, "test": 797}
     assert found["left"] + found["left_to_others"] == 1797
+    out, _ = run(*arguments)
     for text in ("samples: train 1,000, test 797; layers: ", "to be written; ", "free at the root", "to other shards"):
-        assert text in err
+        assert text in out
     assert not (tmp_path / "root").exists()
 
 

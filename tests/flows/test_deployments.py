@@ -85,7 +85,7 @@ def test_deploy_sets_all_up_from_nothing_and_again_without_harm(project, prefect
     assert seen[0][1] == ["select-what-was-extracted"]
 
 
-@pytest.mark.cluster  # with the other tests of services, until it is steady on a busy machine
+@pytest.mark.cluster
 def test_serve_runs_what_is_asked_for_and_a_cancelled_run_stops_and_can_be_resumed(project, environment) -> None:
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-cluster test-quick check format bench bench-selection bench-operations results clean
+.PHONY: help install demo test test-cluster test-quick check format docs bench bench-selection bench-operations results clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,10 +21,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## run the whole pipeline on embedded images
 	$(BIN)/head2toe demo
 
-test: $(READY) ## run all tests but those of tests/cluster
-	$(BIN)/python -m pytest -m "not cluster"
+# Those of services come first and mostly wait, so that another process runs the rest meanwhile.
+test: $(READY) ## run all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-test-cluster: $(READY) ## PostgreSQL, Prefect, Dask and S3 as services of this machine: 5 minutes on a quiet one
+test-cluster: $(READY) ## those with PostgreSQL, Prefect, Dask and S3 as services of this machine: 5 minutes
 	$(BIN)/python -m pytest -m cluster
 
 test-quick: $(READY) ## run the tests that take less than 3 minutes together
@@ -38,6 +39,9 @@ check: $(READY) ## formatting, lint and types
 format: $(READY) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY) ## build the documentation into site/, where a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY) ## measure ratios against limits (peers: bench-selection)
 	$(BIN)/python -m benchmarks.store
@@ -59,4 +63,4 @@ results: $(READY) ## evaluate all methods on the offline benchmark and write doc
 	$(BIN)/python -m benchmarks.results
 
 clean: ## remove the environment and what tools leave behind
-	rm -rf .venv .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site *.egg-info

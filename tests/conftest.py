@@ -16,6 +16,14 @@ from samples import CLASSES, LAYERS, SPLITS, synthetic, write_all
 from store import ActivationStore, create_store, open_store
 
 
+@pytest.hookimpl(trylast=True)  # after tests/cluster has marked its own
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and all that start services in one: `make test` runs two."""
+    for item in items:
+        services = item.get_closest_marker("cluster") or "prefect_server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("services" if services else str(item.path)))
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> ActivationStore:
     """A complete local store of several blocks per split."""

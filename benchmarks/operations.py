@@ -102,10 +102,10 @@ def plainly(config: Head2ToeConfig) -> None:
     compute_statistics(open_store(done.uri))
     store = open_store(done.uri)
     selection = select_features(store, config.selection)
-    rows = []
-    for method, indices, features in (
-        ("Head2Toe", selection.indices, {"selection": selection.digest}),
-        ("Linear", store.layer_indices(store.embedding), {"layer": store.embedding}),
+    heads = []
+    for indices, features in (
+        (selection.indices, {"selection": selection.digest}),
+        (store.layer_indices(store.embedding), {"layer": store.embedding}),
     ):
         head = refit(
             open_store(done.uri),
@@ -114,9 +114,8 @@ def plainly(config: Head2ToeConfig) -> None:
             normalization=selection.normalization,
             parameters=config.refit,
         )
-        row = {"method": method, "head": head.digest, "features": len(head.indices), "seconds": head.facts["seconds"]}
-        rows.append({**row, "accuracy": head.accuracy["test"]})
-    page = render_report(store, selection, rows, {}, [])
+        heads.append(head.digest)
+    page = render_report(store, selection, heads)
     Path(config.root, "report.html").write_text(page, encoding="utf-8")
 
 

@@ -16,12 +16,12 @@ from samples import CLASSES, LAYERS, SPLITS, synthetic, write_all
 from store import ActivationStore, create_store, open_store
 
 
-@pytest.hookimpl(trylast=True)  # after tests/cluster has marked its own
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process, and all that start services in one: `make test` runs two."""
     for item in items:
-        services = item.get_closest_marker("cluster") or "prefect_server" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("services" if services else str(item.path)))
+        services = item.path.parent.name == "cluster" or "prefect_server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("services" if services else item.path.name))
 
 
 @pytest.fixture

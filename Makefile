@@ -23,7 +23,7 @@ demo: $(READY) ## run the whole pipeline on embedded images
 
 # Those of services come first and mostly wait, so that another process runs the rest meanwhile.
 test: $(READY) ## run all tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-cluster: $(READY) ## those with PostgreSQL, Prefect, Dask and S3 as services of this machine: 5 minutes
 	$(BIN)/python -m pytest -m cluster

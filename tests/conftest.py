@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,21 @@ from samples import CLASSES, LAYERS, SPLITS, synthetic, write_all
 
 from store import ActivationStore, create_store, open_store
 
+SERVICES = ("tests/cluster/", *(f"tests/flows/test_{name}.py" for name in ("deployments", "head2toe", "stages")))
+"""Tests that start Prefect's server, or more."""
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep the tests of a file in one process, and all that start services in one: `make test` runs two."""
-    for item in items:
-        services = item.path.parent.name == "cluster" or "prefect_server" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("services" if services else item.path.name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "services" if file.startswith(SERVICES) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture

@@ -138,6 +138,11 @@ def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequen
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
+        with console.capture() as captured:
+            console.print(table)
+        # The padding of the last column is of no use to who reads the file or searches it.
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().split("\n")[:-1]))
+        return
     console.print(table)
 
 
@@ -151,6 +156,8 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

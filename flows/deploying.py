@@ -107,13 +107,22 @@ def serve_all(limit: int) -> None:
     Raises
     ------
     InvalidInputError
-        If there is no ``prefect.yaml`` here, no server is named, or it does not answer.
+        If there is no ``prefect.yaml`` here, no server is named, it does not answer, or it has these deployments for
+        workers, who alone would then get the runs.
     """
     # Entrypoints are relative to the folder of the project, where runs find them too.
     sys.path.insert(0, str(Path.cwd()))
     deployments = [_runner_deployment(entry) for entry in _read()]
-    with open_server():
-        pass
+    names = {deployment.name for deployment in deployments}
+    with open_server() as client:
+        for found in client.read_deployments():
+            if found.name in names and found.work_pool_name:
+                raise InvalidInputError(
+                    f"deployment {found.name!r} of this server belongs to work pool {found.work_pool_name!r}, whose "
+                    f"workers get its runs: start one with `prefect worker start --pool {found.work_pool_name}` "
+                    f"instead, or delete the deployments first, each with `prefect deployment delete "
+                    f"{found.name}/{found.name}`."
+                )
     serve(*deployments, limit=limit, print_starting_message=False)
 
 

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.completion import complete_config
-from flows.console import MISTAKE, ProgressBars, human_bytes, human_seconds, insist, print_json, print_table, say
+from flows.console import (
+    MISTAKE,
+    ProgressBars,
+    counted,
+    human_bytes,
+    human_seconds,
+    insist,
+    print_json,
+    print_table,
+    say,
+)
 from flows.options import DryRun, Json
 from store.errors import InvalidInputError
 
@@ -142,8 +152,9 @@ def _show_plan(config: EvaluationConfig, foreseen: list[Foreseen], as_json: bool
     fits = [one.fits[name] for one in foreseen for name in config.methods]
     n_bytes = sum(one.forecast.bytes_left for one in foreseen if one.forecast is not None)
     say(
-        f"{len(foreseen)} tasks × {len(config.methods)} methods × {len(config.seeds)} seeds on "
-        f"{config.protocol.folds} folds: {sum(n or 0 for n in fits):,} fits{'' if None not in fits else ' and more'}, "
+        f"{counted(len(foreseen), 'task')} × {counted(len(config.methods), 'method')} × "
+        f"{counted(len(config.seeds), 'seed')} on {counted(config.protocol.folds, 'fold')}: "
+        f"{sum(n or 0 for n in fits):,} fits{'' if None not in fits else ' and more'}, "
         f"and {len(fits) * len(config.seeds):,} final ones; {human_bytes(n_bytes)} to be written."
     )
 

@@ -322,8 +322,7 @@ def extract(
         done = extract_stage(parameters, root, progress, shard=part, announce=say_forecast)
     say_notes(note for note in done.remarks if note not in done.forecast.notes)
     say(extraction_sentence(done.extracted, done.reused, done.seconds_saved, done.left_to_others))
-    if done.bottleneck:
-        say(done.bottleneck)
+    say_notes(filter(None, (done.bottleneck,)))
     if as_json:
         print_json(asdict(done))
     else:

@@ -114,5 +114,6 @@ def _selection(found: SelectionForecast) -> str:
 
 
 def _head(found: HeadForecast, name: str | None = None) -> str:
-    what = f"head: {found.head}{f', {name}' if name else ''}, on {found.features:,} features"
+    on = f" of selection {found.selection}" if found.selection and not name else ""
+    what = f"head: {found.head}{f', {name}' if name else ''}, on {found.features:,} features{on}"
     return f"{what}, there already" if found.there else f"{what}, to be trained; reads {human_bytes(found.bytes_read)}"

@@ -170,6 +170,8 @@ def _hide_secrets() -> None:
     before = logging.getLogRecordFactory()
     if getattr(before, "hides_secrets", False):
         return
+    # A handler that fails, as on a closed stream, would print the stack as it is.
+    logging.raiseExceptions = False
 
     def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = before(*args, **kwargs)

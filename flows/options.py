@@ -43,6 +43,14 @@ class Command(TyperCommand):
         # A backspace tells the formatter to leave the lines of a paragraph as they are.
         super().__init__(*args, help=(help or "").replace(f"\n\n{EXAMPLES}", f"\n\n\b\n{EXAMPLES}"), **settings)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line; what is wrong with a value is said without the library that found it."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
     def get_short_help_str(self, limit: int = 45) -> str:
         """Return as much of the first sentence as fits, whole clauses if there are."""
         text = " ".join((self.help or "").partition("\n\n")[0].split()).rstrip(".")

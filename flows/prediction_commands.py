@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.completion import complete_head, complete_store, complete_weights
-from flows.console import MISTAKE, ProgressBars, human_bytes, insist, print_facts, print_json, print_table
+from flows.console import MISTAKE, ProgressBars, human_bytes, insist, print_facts, print_json, print_table, say
 from flows.options import DryRun, Json, StoreArgument
+from flows.outputs import check_folder
 from store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ HeadOption = Annotated[
     str | None,
     typer.Option(
         metavar="DIGEST",
-        help="Head of the store, or its beginning; needed if it has several.",
+        help="Head of the store, or its beginning; the newest on a selection.",
         autocompletion=complete_head,
     ),
 ]
@@ -42,7 +43,7 @@ def predict(
         str,
         typer.Argument(
             metavar="HEAD",
-            help="An activation store, with --head, or a folder that `export` wrote.",
+            help="An activation store, of which --head says the head, or a folder that `export` wrote.",
             autocompletion=complete_store,
         ),
     ],
@@ -61,10 +62,12 @@ def predict(
 ) -> None:
     """Classify new images; the backbone runs only as deep as the deepest layer that the head reads.
 
-    Images that cannot be used are named on standard error, the others are classified, and the exit code is 2.
+    Without --head it is the newest on a selection, which is named on standard error. Images that cannot be used are
+    named there, too, the others are classified, and the exit code is 2.
 
     For example:
-      head2toe predict demo/fa7c --head 3f2a photo.jpg folder
+      head2toe predict demo/fa7c photo.jpg folder
+      head2toe predict demo/fa7c --head 3f2a photo.jpg
       head2toe predict digits-classifier folder --output labels.csv
     """
     from pipeline.prediction import load_classifier, predict_images
@@ -72,14 +75,15 @@ def predict(
 
     if output is not None and output.suffix.lower() not in ENDINGS:
         raise InvalidInputError(f"--output {str(output)!r} ends in {output.suffix!r}; endings are .csv and .json.")
-    if output is not None and not output.parent.is_dir():
-        raise InvalidInputError(f"cannot write {str(output)!r}: there is no folder {str(output.parent)!r}.")
-    classifier = load_classifier(place, head, weights=weights)
+    if output is not None:
+        check_folder(output)
+    classifier = load_classifier(place, head, weights=weights, announce=say)
+    trained: str = classifier.recipe.lineage["head"]
     if dry_run:
         names, problems = find_images(images)
         facts: dict[str, Any] = {
             "images": len(names),
-            "head": classifier.recipe.lineage["head"],
+            "head": trained,
             "deepest_layer": classifier.recipe.layers[-1].name,
             "output": None if output is None else str(output),
             "replaces_output": output is not None and output.exists(),
@@ -95,9 +99,9 @@ def predict(
             classifier, images, batch_size=batch_size, device=device, workers=workers, progress=progress
         )
     if output is not None:
-        _write(output, found)
+        _write(output, found, trained)
     if as_json:
-        print_json(_document(found))
+        print_json(_document(found, trained))
     elif found.predictions:
         print_table(None, ("image", "class", "probability"), _rows(found, top))
     _end(found.problems, len(found.predictions))
@@ -134,12 +138,15 @@ def export(
 ) -> None:
     """Write a head and all it needs as one folder, which `predict` reads anywhere: no pickle, and a model card.
 
+    Without --head it is the newest on a selection, which is named on standard error.
+
     For example:
+      head2toe export demo/fa7c --output digits-classifier
       head2toe export demo/fa7c --head 3f2a --output digits-classifier
     """
     from pipeline.prediction import export_classifier, foresee_export, load_classifier
 
-    classifier = load_classifier(uri, head, weights=weights)
+    classifier = load_classifier(uri, head, weights=weights, announce=say)
     files: dict[str, int | None]
     if dry_run:
         planned = foresee_export(classifier, output, include_backbone=include_backbone, onnx=onnx)
@@ -176,8 +183,9 @@ def _rows(found: Predictions, top: int) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _document(found: Predictions) -> dict[str, Any]:
+def _document(found: Predictions, head: str) -> dict[str, Any]:
     return {
+        "head": head,
         "classes": list(found.class_names),
         "predictions": [
             {
@@ -192,7 +200,7 @@ def _document(found: Predictions) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, found: Predictions) -> None:
+def _write(path: Path, found: Predictions, head: str) -> None:
     """Write all probabilities; the file is there only once it is whole."""
     text = io.StringIO(newline="")
     if path.suffix.lower() == ".csv":
@@ -202,7 +210,7 @@ def _write(path: Path, found: Predictions) -> None:
     else:
         import json
 
-        json.dump(_document(found), text, indent=1, ensure_ascii=False)
+        json.dump(_document(found, head), text, indent=1, ensure_ascii=False)
     work = path.with_name(f".{path.name}.partial")
     try:
         work.write_text(text.getvalue(), encoding="utf-8", newline="")

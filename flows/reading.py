@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from flows.schema import Kind, command_of, model_of
 from store.errors import InvalidInputError, suggest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -42,13 +43,26 @@ def read_model(path: Path, kind: type[Model], example: str, changes: Sequence[st
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
         raise InvalidInputError(f"configuration {str(path)!r} is not valid YAML{line}; see {example}.") from error
+    keys = set(document) if isinstance(document, dict) else set()
     for change in changes:
         _change(document, change)
     try:
         return kind.model_validate(document)
     except (ValidationError, InvalidInputError) as error:
         what = explain(error, kind) if isinstance(error, ValidationError) else error
-        raise InvalidInputError(f"configuration {str(path)!r}: {what}") from error
+        raise InvalidInputError(f"configuration {str(path)!r}: {_meant_for(keys, kind) or what}") from error
+
+
+def _meant_for(keys: set[Any], kind: type[BaseModel]) -> str:
+    """Return which command a document is for, if its keys are those of another kind of file; else nothing."""
+    own = set(kind.model_fields)
+    for other in Kind:
+        fields = model_of(other).model_fields
+        needed = {name for name, field in fields.items() if field.is_required()}
+        if needed <= keys and keys & (fields.keys() - own) and not keys & (own - fields.keys()):
+            command = command_of(other)
+            return f"its keys are those of a configuration for `{command}`; run `{command}` with it."
+    return ""
 
 
 def _change(document: Any, change: str) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from flows.console import ProgressBars, counted, print_json
 from flows.options import DryRun, Json, StoreArgument
+from flows.outputs import check_folder
 from flows.redaction import redact
 from store.errors import InvalidInputError
 
@@ -33,14 +34,17 @@ def report(
       head2toe report demo/3f2a
       head2toe report demo/3f2a --selection 8e64 --output digits.html
     """
-    from pipeline.report import check_selection, newest_selection, read_rows, render_report, report_place, save_report
+    from pipeline.newest import newest_selection
+    from pipeline.report import check_selection, read_rows, render_report, report_place, save_report
     from pipeline.selection import read_selection
     from store import open_store
     from store.aliases import resolve_store
 
+    if output is not None:
+        check_folder(output)
     store = open_store(resolve_store(uri))
     if selection is None:
-        selection = newest_selection(store)
+        selection = newest_selection(store, used_first=True)
     else:
         check_selection(store, selection)
     chosen = read_selection(store, selection)

@@ -33,16 +33,20 @@ def model_of(kind: Kind) -> type[BaseModel]:
     return EvaluationConfig
 
 
+def command_of(kind: Kind) -> str:
+    """Return the command that reads a kind of file."""
+    return "head2toe run" if kind is Kind.run else "head2toe evaluate"
+
+
 def schema_of(kind: Kind) -> dict[str, Any]:
     """Return the JSON schema of a kind of file.
 
     Of an evaluation, it also knows the options of each method.
     """
-    command = "head2toe run" if kind is Kind.run else "head2toe evaluate"
     schema = model_of(kind).model_json_schema()
     if kind is Kind.evaluation:
         _add_methods(schema)
-    return {"$schema": DIALECT, **schema, "title": f"Configuration of `{command}`"}
+    return {"$schema": DIALECT, **schema, "title": f"Configuration of `{command_of(kind)}`"}
 
 
 def _add_methods(schema: dict[str, Any]) -> None:

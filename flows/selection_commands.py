@@ -158,7 +158,7 @@ def select(
     if as_json:
         print_json({**facts, "certificate": selection.certificate, "per_layer": counts})
         return
-    print_facts({name: value for name, value in facts.items() if value is not None})
+    _print_facts(facts)
     _print_certificate(selection.certificate)
     print_table("kept by layer", ("layer", "kept"), [(k, f"{v:,}") for k, v in counts.items() if v])
 
@@ -170,6 +170,14 @@ def _open(uri: str, join: list[str] | None) -> ActivationStore:
     from store.aliases import resolve_store
 
     return join_stores([open_store(resolve_store(each)) for each in (uri, *(join or ()))])
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    """Print the facts that there are; the time is that of the computation, which may be an earlier command's."""
+    shown = {name: value for name, value in facts.items() if value is not None}
+    print_facts(
+        {("computed in" if k == "seconds" else k): f"{v:.2f} s" if k == "seconds" else v for k, v in shown.items()}
+    )
 
 
 def _print_certificate(certificate: Mapping[str, Any]) -> None:
@@ -199,7 +207,9 @@ def refit(
     uri: StoreArgument,
     selection: Annotated[
         str | None,
-        typer.Option(help="Digest of a selection, or its beginning.", autocompletion=complete_selection),
+        typer.Option(
+            metavar="ID", help="Digest of a selection, or its beginning; the newest.", autocompletion=complete_selection
+        ),
     ] = None,
     selection_from: Annotated[
         str | None,
@@ -255,35 +265,42 @@ def refit(
 ) -> None:
     """Train a head on the selected columns only, and print its accuracy.
 
-    Options that do not matter to the optimizer are refused; docs/refit.md says what each does.
+    Without --selection it is the newest of the store, which is named on standard error. Options that do not matter to
+    the optimizer are refused; docs/refit.md says what each does.
 
     For example:
+      head2toe refit stores/3f2a
       head2toe refit stores/3f2a --selection 8c01
       head2toe refit stores/3f2a --linear
     """
     given = locals()
+    from pipeline.newest import newest_selection
     from pipeline.refit import RefitParameters
     from pipeline.refit import refit as refit_stage
     from pipeline.selection import selection_features
     from store import open_store
     from store.aliases import resolve_store
 
-    if (selection is None) != linear:
+    if linear and selection is not None:
         raise typer.BadParameter("give either --selection ID or --linear; `head2toe show STORE` lists the selections.")
-    if selection is None and selection_from is not None:
+    if linear and selection_from is not None:
         raise typer.BadParameter("--selection-from says where the --selection is; there is none with --linear.")
     known = RefitParameters.model_fields
     parameters = RefitParameters.model_validate({name: value for name, value in given.items() if name in known})
     store = _open(uri, join)
     what: dict[str, Any] = {"parameters": parameters}
-    if selection is not None:
-        origin = store if selection_from is None else open_store(resolve_store(selection_from))
-        chosen, features = selection_features(store, selection, origin)
-        indices = chosen.indices
-        what |= {"features": features, "normalization": chosen.normalization, "train": chosen.split}
-    else:
+    if linear:
         indices = store.layer_indices(store.embedding)
         what |= {"features": {"layer": store.embedding}, "normalization": normalization}
+    else:
+        origin = store if selection_from is None else open_store(resolve_store(selection_from))
+        name = newest_selection(origin) if selection is None else selection
+        chosen, features = selection_features(store, name, origin)
+        indices = chosen.indices
+        if selection is None:
+            of = f"{len(indices):,} features by {chosen.scorer}"
+            say(f"taking the newest selection, {chosen.digest}: {of}; --selection ID takes another.")
+        what |= {"features": features, "normalization": chosen.normalization, "train": chosen.split}
     if dry_run:
         from flows.foreseeing import show_head
         from pipeline.foreseeing import foresee_refit
@@ -291,13 +308,21 @@ def refit(
         show_head(foresee_refit(store, len(indices), **what), as_json)
         return
     head = refit_stage(store, indices, **what)
-    facts = {"head": head.digest, "features": len(head.indices), "reused": head.reused, **head.facts}
+    facts = {
+        "head": head.digest,
+        "selection": what["features"].get("selection"),
+        "features": len(head.indices),
+        "reused": head.reused,
+        **head.facts,
+    }
     if as_json:
         print_json(facts)
         return
+    if linear:
+        del facts["selection"]
     facts["accuracy"] = {split: f"{100 * head.accuracy[split]:.1f} %" for split in store.splits}
     facts["bytes_read"] = human_bytes(head.facts["bytes_read"])
-    print_facts(facts)
+    _print_facts(facts)
 
 
 def register(app: typer.Typer) -> None:

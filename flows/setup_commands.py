@@ -11,6 +11,7 @@ import typer
 from flows.completion import complete_backbone, complete_data, complete_weights
 from flows.console import MISTAKE, ProgressBars, counted, insist, print_json, print_table, say
 from flows.options import DryRun, Json
+from flows.outputs import check_folder
 from store.errors import InvalidInputError
 
 
@@ -60,6 +61,7 @@ def init(
     path = path or Path(f"{kind}.yaml")
     if not force and path.exists():
         raise InvalidInputError(f"{str(path)!r} is there already; give --force to replace it, or another name.")
+    check_folder(path)
     command = f"head2toe {'evaluate' if evaluation else 'run'} {path}"
     text = write_config(kind, command, _given(evaluation, data, backbone, weights, root))
     if not dry_run:

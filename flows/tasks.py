@@ -17,6 +17,7 @@ from flows.demo import demo_config
 from flows.policy import stage_of, task_options
 from flows.redaction import redact, redact_all
 from pipeline.extraction import Extraction, extract
+from pipeline.newest import newest_selection
 from pipeline.planning import ExtractionParameters
 from pipeline.refit import Head, RefitParameters, refit
 from pipeline.report import Reproduction, render_report, run_again, save_report
@@ -24,7 +25,7 @@ from pipeline.selection import SelectionParameters, read_selection, select_featu
 from pipeline.statistics import compute_statistics
 from store import open_store
 from store.aliases import resolve_store
-from store.catalogue import describe_results, list_stores
+from store.catalogue import list_stores
 from store.errors import StoreNotFoundError
 from store.spec import Frozen
 
@@ -83,12 +84,11 @@ def find_selection(uri: str, name: str | None) -> SelectionRef | None:
     """Return a stored selection by its digest, or the newest; None if there is none and none was named."""
     store = open_store(uri)
     if name is None:
-        # What was made on joined stores cannot be applied to one of them.
-        rows = [r for r in describe_results(store)["selections"] if "damaged" not in r and "joined" not in r["inputs"]]
-        if not rows:
+        try:
+            name = newest_selection(store)
+        except StoreNotFoundError:
             return None
-        name = max(rows, key=lambda row: (row["created"] or "", row["digest"]))["digest"]
-    found = read_selection(store, str(name))
+    found = read_selection(store, name)
     return SelectionRef(
         uri=uri, digest=found.digest, kept=len(found.indices), seconds=found.seconds, reused=found.reused
     )

@@ -52,6 +52,8 @@ class HeadForecast:
     ----------
     head : str
         Its digest.
+    selection : str or None
+        What its columns are of, if of one.
     there : bool
         Whether it is stored already.
     features : int
@@ -61,6 +63,7 @@ class HeadForecast:
     """
 
     head: str
+    selection: str | None
     there: bool
     features: int
     bytes_read: int
@@ -115,6 +118,7 @@ def foresee_refit(
     n_samples = sum(split.n_samples for split in store.splits.values())
     return HeadForecast(
         head=name,
+        selection=features.get("selection"),
         there=name in list_results(store, "heads"),
         features=n_features,
         bytes_read=n_features * n_samples * store.dtype.itemsize,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images import ImageSource
+from pipeline.images import ImageSource, place_of
 from store.errors import InvalidInputError
 from store.spec import Manifest
 
@@ -54,7 +54,7 @@ class ImageSplit:
         try:
             return self.sources[index].read()
         except InvalidInputError as error:
-            raise InvalidInputError(f"image {self.ids[index]!r} {error}; repair it or leave it out.") from error
+            raise InvalidInputError(f"image {self._place(index)!r} {error}; repair it or leave it out.") from error
 
     def subset(self, indices: Sequence[int]) -> ImageSplit:
         """Return the split of some images, in the order given."""
@@ -77,9 +77,12 @@ class ImageSplit:
             try:
                 return self.sources[index].digest()
             except InvalidInputError as error:
-                raise InvalidInputError(f"image {self.ids[index]!r} {error}.") from error
+                raise InvalidInputError(f"image {self._place(index)!r} {error}.") from error
 
         return Manifest(self.ids, self.labels, tuple(in_threads(content, len(self))))
+
+    def _place(self, index: int) -> str:
+        return place_of(self.sources[index], self.ids[index])
 
 
 @dataclass(frozen=True)

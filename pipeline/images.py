@@ -99,6 +99,11 @@ class FileImage(EncodedImage):
             raise InvalidInputError(f"cannot be read: {error.strerror or error}") from error
 
 
+def place_of(source: ImageSource, name: str) -> str:
+    """Return what a message calls an image: its file, or `name` if no file is that image alone."""
+    return str(source.path) if isinstance(source, FileImage) and source.size is None else name
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayImage:
     """An image in memory: uint8, shape (height, width), (height, width, 1) or (height, width, 3)."""

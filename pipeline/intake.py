@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from pipeline.compute import Progress
 from pipeline.image_data import ImageData, in_threads
-from pipeline.images import ImageSource
+from pipeline.images import ImageSource, place_of
 from store.activations import open_store
 from store.aliases import SUFFIX, list_names
 from store.errors import Head2ToeError, InvalidInputError
@@ -25,6 +25,15 @@ from store.spec import DataSpec, ExtractionSpec, Manifest
 
 OnBadImage = Literal["stop", "skip"]
 PROGRESS_EVERY = 100
+LEFT_OUT = "left out "
+"""How the sentence begins that names the images left out."""
+
+
+class BadImage(NamedTuple):
+    """Where an image is that cannot be used, and why."""
+
+    place: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,14 @@ class Intake:
         Their ids, labels and content digests, by split.
     skipped : dict of str to dict of str to str
         Id and reason of each image left out, by split; splits without one are not in it.
+    note : str
+        A sentence that says where they are; empty if there are none.
     """
 
     data: ImageData
     manifests: dict[str, Manifest]
     skipped: dict[str, dict[str, str]]
+    note: str
 
 
 def take_in(
@@ -78,14 +90,16 @@ def take_in(
     """
     total, done = sum(len(split) for split in data.splits.values()), 0
     digests: dict[str, list[str]] = {}
-    bad: dict[str, dict[str, str]] = {}
+    bad: dict[str, dict[str, BadImage]] = {}
     for name, split in data.splits.items():
         digests[name] = []
         check = partial(_check, split.sources, known)
         for number, (digest, reason) in enumerate(in_threads(check, len(split))):
             digests[name].append(digest)
             if reason is not None:
-                bad.setdefault(name, {})[split.ids[number]] = reason
+                image = split.ids[number]
+                place = place_of(split.sources[number], f"{name}/{image}")
+                bad.setdefault(name, {})[image] = BadImage(place, reason)
             done += 1
             if progress and (done % PROGRESS_EVERY == 0 or done == total):
                 progress("checking the images", done, total)
@@ -99,7 +113,8 @@ def take_in(
             digest for digest, i in zip(digests[name], data.splits[name].ids, strict=True) if i not in bad.get(name, {})
         ]
         manifests[name] = Manifest(split.ids, split.labels, tuple(kept))
-    return Intake(used, manifests, bad)
+    skipped = {name: {image: found.reason for image, found in images.items()} for name, images in bad.items()}
+    return Intake(used, manifests, skipped, _sentence(_rows(bad)))
 
 
 def known_digests(root: str, class_names: tuple[str, ...]) -> set[str]:
@@ -120,13 +135,18 @@ def known_digests(root: str, class_names: tuple[str, ...]) -> set[str]:
     return known
 
 
-def describe_skipped(skipped: dict[str, dict[str, str]], most: int = 20) -> str:
-    """Return a sentence with the number and names of the images left out; empty if there are none."""
-    rows = _rows(skipped)
+def describe_skipped(skipped: dict[str, dict[str, str]]) -> str:
+    """Return a sentence on the images that a store's provenance says were left out; empty if there are none."""
+    return _sentence(
+        [f"{name} of {split} ({reason})" for split, images in skipped.items() for name, reason in images.items()]
+    )
+
+
+def _sentence(rows: list[str], most: int = 20) -> str:
     if not rows:
         return ""
     more = f" and {len(rows) - most} more, all named in the store's provenance" if len(rows) > most else ""
-    return f"left out {_images(len(rows))} that cannot be used: {', '.join(rows[:most])}{more}."
+    return f"{LEFT_OUT}{_images(len(rows))} that cannot be used: {', '.join(rows[:most])}{more}."
 
 
 def _check(sources: Sequence[ImageSource], known: Container[str], index: int) -> tuple[str, str | None]:
@@ -136,15 +156,15 @@ def _check(sources: Sequence[ImageSource], known: Container[str], index: int) ->
         return "", str(error)
 
 
-def _rows(bad: dict[str, dict[str, str]]) -> list[str]:
-    return [f"{split}/{name} ({why})" for split, images in bad.items() for name, why in images.items()]
+def _rows(bad: dict[str, dict[str, BadImage]]) -> list[str]:
+    return [f"{place} ({reason})" for images in bad.values() for place, reason in images.values()]
 
 
 def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _complaint(bad: dict[str, dict[str, str]]) -> str:
+def _complaint(bad: dict[str, dict[str, BadImage]]) -> str:
     rows = _rows(bad)
     return (
         f"{_images(len(rows))} cannot be used: {', '.join(rows)}; repair or remove them and run the same command "
@@ -152,7 +172,7 @@ def _complaint(bad: dict[str, dict[str, str]]) -> str:
     )
 
 
-def _without(data: ImageData, bad: dict[str, dict[str, str]]) -> ImageData:
+def _without(data: ImageData, bad: dict[str, dict[str, BadImage]]) -> ImageData:
     if not bad:
         return data
     splits = {

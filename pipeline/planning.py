@@ -12,7 +12,7 @@ from pipeline.backbones import Backbone, load_backbone
 from pipeline.compute import Progress
 from pipeline.datasets import ImageData, LibraryOptions, load_data
 from pipeline.growth import Parent
-from pipeline.intake import OnBadImage, describe_skipped, known_digests, take_in
+from pipeline.intake import OnBadImage, known_digests, take_in
 from pipeline.pooling import ClsToken
 from pipeline.preprocessing import DEFAULT_PRESET, describe
 from pipeline.probing import trace
@@ -146,6 +146,8 @@ class Plan:
         The store it grows from.
     skipped : dict of str to dict of str to str
         Id and reason of each bad image that is left out, by split.
+    left_out : str
+        A sentence that says where they are, if there are any.
     """
 
     backbone: Backbone
@@ -156,12 +158,13 @@ class Plan:
     uri: str
     parent: Parent | None = None
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+    left_out: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the images: what becomes of them, how they were split, what was left out."""
         made = f"preprocessing is a {describe(self.backbone.preprocessing)}."
-        return tuple(filter(None, (made, self.data.note and f"{self.data.note}.", describe_skipped(self.skipped))))
+        return tuple(filter(None, (made, self.data.note and f"{self.data.note}.", self.left_out)))
 
     @property
     def n_features(self) -> int:
@@ -235,4 +238,4 @@ def plan_extraction(
         parent.check(spec)
         parent.check_samples(manifests)
     uri = join(root, f"{fingerprint(spec)}.zarr")
-    return Plan(backbone, data, layers, manifests, spec, uri, parent, intake.skipped)
+    return Plan(backbone, data, layers, manifests, spec, uri, parent, intake.skipped, intake.note)

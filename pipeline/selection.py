@@ -116,7 +116,7 @@ def select_features(
         If a chunk is not what was committed.
     """
     parameters = parameters or SelectionParameters()
-    inputs = selection_inputs(store, parameters)
+    inputs, n_bytes = selection_inputs(store, parameters), parse_memory(memory)
     found = find_result(store, "selections", inputs)
     if found is not None:
         return _selection(found, reused=True)
@@ -128,7 +128,6 @@ def select_features(
     else:
         labels = _labels(store, parameters.split)
         seen = parameters.normalization if scorer.normalized else "none"
-        n_bytes = parse_memory(memory)
         with open_source(store, seen, parameters.split, progress, memory=n_bytes, dask_address=dask_address) as source:
             relevance, evidence = scorer.score(Task(source, labels, ranking, n_bytes, progress, announce))
         certificate = evidence if scorer.exact else {**_no_certificate(parameters.scorer), **evidence}

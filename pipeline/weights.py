@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from store.errors import InvalidInputError
+from store.errors import InvalidInputError, suggest
 
 SHIPPED = "shipped"
 PACKAGED = Path(__file__).parent / "packaged"
@@ -175,10 +175,10 @@ def read_weights(model: nn.Module, name: str, path: Path) -> None:
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise InvalidInputError(
-            f"weights {str(path)!r} are no existing file; valid choices are 'pretrained', 'shipped', 'random:<seed>' "
-            "or a path."
-        )
+        near = suggest(str(path), ("pretrained", SHIPPED, "random:0"))
+        if path.suffix or not near.startswith("did"):
+            near = "valid choices are 'pretrained', 'shipped', 'random:<seed>' or a path."
+        raise InvalidInputError(f"weights {str(path)!r} are no existing file; {near}")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)

@@ -86,7 +86,12 @@ def resolve_store(uri: str | os.PathLike[str], **options: Any) -> str:
             )
         return target
     stores = [n.removesuffix(SUFFIX) for n in list_names(open_objects(root, **options)) if n.endswith(SUFFIX)]
-    found = [n for n in stores if len(name) >= MIN_PREFIX and n.startswith(name) and _FINGERPRINT.fullmatch(n)]
+    found = [n for n in stores if name and n.startswith(name) and _FINGERPRINT.fullmatch(n)]
+    if found and len(name) < MIN_PREFIX:
+        raise StoreNotFoundError(
+            f"no activation store at {text!r}; of a fingerprint at least {MIN_PREFIX} digits are needed, such as "
+            f"{found[0][:MIN_PREFIX]!r}."
+        )
     if len(found) == 1:
         return join(root, found[0] + SUFFIX)
     if found:

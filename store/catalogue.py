@@ -76,7 +76,7 @@ def _row(uri: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_results(store: ActivationStore) -> dict[Kind, list[dict[str, Any]]]:
-    """Return what is said of every result of a store but points, by kind, without reading the numbers.
+    """Return what is said of every result of a store but points, by kind, oldest first, without reading the numbers.
 
     Parameters
     ----------
@@ -89,11 +89,13 @@ def describe_results(store: ActivationStore) -> dict[Kind, list[dict[str, Any]]]
         ``digest``, ``inputs``, ``facts`` and ``created`` per result; ``digest`` and ``damaged``, which says how, for
         one that cannot be read.
     """
-    return {
-        kind: [_describe(store, f"results/{kind}/{name}", name) for name in list_results(store, kind)]
-        for kind in RESULT_KINDS
-        if kind != "points"
-    }
+    return {kind: describe_kind(store, kind) for kind in RESULT_KINDS if kind != "points"}
+
+
+def describe_kind(store: ActivationStore, kind: Kind) -> list[dict[str, Any]]:
+    """Return what `describe_results` does of one kind; of equal age, in order of digest."""
+    rows = [_describe(store, f"results/{kind}/{name}", name) for name in list_results(store, kind)]
+    return sorted(rows, key=lambda row: (row.get("created") or "", row["digest"]))
 
 
 def count_results(objects: Objects, kind: Kind) -> int:

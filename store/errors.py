@@ -61,6 +61,8 @@ def suggest(name: str, choices: Iterable[str], limit: int = 5) -> str:
     """
     known = sorted(set(choices))
     near = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
+    # Of a digest, people type the beginning.
+    near = near or [n for n in known if difflib.get_close_matches(name, [n[: len(name)]], cutoff=0.75)][:limit]
     if near:
         return "did you mean " + ", ".join(repr(n) for n in near) + "?"
     listed = ", ".join(repr(n) for n in known[:limit])

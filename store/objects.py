@@ -142,9 +142,13 @@ def open_objects(uri: str | os.PathLike[str], **options: Any) -> Objects:
     try:
         fs, path = url_to_fs(text, **options)
     except ImportError as error:
-        raise InvalidInputError(f"cannot open {text!r}: {error}; `pip install head2toe-store[s3]` adds S3.") from None
+        advice = "; `pip install head2toe-store[s3]` adds S3." if protocol in _S3 else "."
+        raise InvalidInputError(f"cannot open {text!r}: {str(error).rstrip('.')}{advice}") from None
     except ValueError as error:
         raise InvalidInputError(f"cannot open {text!r}: {error}; use a local path, s3:// or memory://.") from error
+    except OSError as error:  # some file systems, such as that of FTP, connect as soon as they are made
+        reason = error.strerror or error
+        raise InvalidInputError(f"cannot open {text!r}: {reason}; look at the address and the network.") from error
     if protocol in _S3:
         # One policy of retries, that of `FsspecObjects`, instead of three inside one another.
         fs.retries = 1

@@ -89,7 +89,7 @@ def write_result(
         "store": store.fingerprint,
         "inputs": dict(inputs),
         "facts": dict(facts),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
     nodes = {key: Filled(values, dimensions) for key, (values, dimensions) in arrays.items()}
     *members, (root, root_document) = hierarchy.documents(nodes, attributes).items()

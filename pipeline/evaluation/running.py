@@ -102,13 +102,20 @@ def foresee_tasks(config: EvaluationConfig, progress: Progress | None = None) ->
     return [_foresee_task(config, task, progress) for task in config.all_tasks]
 
 
+def _naming(task: TaskParameters, progress: Progress | None) -> Progress | None:
+    """Return a progress callback whose stages say of which task they are."""
+    if progress is None:
+        return None
+    return lambda stage, done, total: progress(f"{task.name}: {stage}", done, total)
+
+
 def _foresee_task(config: EvaluationConfig, task: TaskParameters, progress: Progress | None) -> Foreseen:
     extraction = config.extraction_of(task)
     counts = {name: find_kind(p.method).count_settings(p.options, extraction) for name, p in config.methods.items()}
     each = config.protocol.folds * len(config.seeds)
     fits = {name: None if count is None else count * each for name, count in counts.items()}
     try:
-        forecast = foresee(extraction, config.root, progress)
+        forecast = foresee(extraction, config.root, _naming(task, progress))
         plans = {}
         if not forecast.left:
             store = open_store(forecast.uri)
@@ -186,7 +193,7 @@ def _evaluate_task(
         if announce is None:
             store = open_store(plan_extraction(extraction, config.root).uri)
         else:
-            done = extract(extraction, config.root, progress)
+            done = extract(extraction, config.root, _naming(task, progress))
             store, extracted = open_store(done.uri), done.extracted
             announce(f"{task.name}: {done.extracted:,} samples extracted, {done.reused:,} there; {done.seconds:.1f} s.")
         _check_classes(task, store)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.prediction.artifact import HEAD, RECIPE, export_classifier, foresee_export, read_artifact
@@ -31,7 +32,11 @@ __all__ = [
 
 
 def load_classifier(
-    place: str | os.PathLike[str], head: str | None = None, *, weights: str | None = None
+    place: str | os.PathLike[str],
+    head: str | None = None,
+    *,
+    weights: str | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Head2ToeClassifier:
     """Return the classifier of a head in a store, or of an exported folder.
 
@@ -40,10 +45,12 @@ def load_classifier(
     place : str or path
         An activation store, as `store.aliases.resolve_store` takes it, or a folder that `export_classifier` wrote.
     head : str, optional
-        Digest of a head of the store, or its beginning; not needed if it has one only.
+        Digest of a head of the store, or its beginning; the newest on a selection if not given.
     weights : str, optional
         Where the backbone's weights are, as for `pipeline.backbones.load_backbone`, if no longer where they were; they
         must be the same.
+    announce : callable, optional
+        Called with a sentence on the head that is taken of a store if none is given.
 
     Returns
     -------
@@ -58,7 +65,7 @@ def load_classifier(
         If there is no such store or head.
     """
     if not any(Path(place, name).is_file() for name in (RECIPE, HEAD)):
-        return classifier_from_store(open_store(resolve_store(place)), head, weights=weights)
+        return classifier_from_store(open_store(resolve_store(place)), head, weights=weights, announce=announce)
     if head is not None:
         raise InvalidInputError(f"{os.fspath(place)!r} is an exported classifier, of one head; leave --head out.")
     return read_artifact(place, weights=weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.backbones import Backbone
+from pipeline.newest import newest_head
 from pipeline.normalization import inverse
 from pipeline.prediction.classifier import Head2ToeClassifier
 from pipeline.prediction.recipe import Recipe, SelectedLayer
@@ -18,14 +20,18 @@ from pipeline.settings import Settings
 from pipeline.statistics import block_moments
 from pipeline.taps import PlannedLayer, plan_layers
 from store.activations import ActivationStore
-from store.errors import DamagedStoreError, InvalidInputError, StoreNotFoundError
+from store.errors import DamagedStoreError, InvalidInputError
 from store.layout import locate
-from store.results import Result, list_results, read_result, result_digest
+from store.results import Result, read_result, result_digest
 from store.spec import ExtractionSpec
 
 
 def classifier_from_store(
-    store: ActivationStore, head: str | None = None, *, weights: str | None = None
+    store: ActivationStore,
+    head: str | None = None,
+    *,
+    weights: str | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Head2ToeClassifier:
     """Return a head of a store with the backbone that made the store.
 
@@ -34,9 +40,11 @@ def classifier_from_store(
     store : ActivationStore
         A complete store that was extracted here, not imported.
     head : str, optional
-        Digest of the head, or its beginning; not needed if the store has one only.
+        Digest of the head, or its beginning; the newest on a selection if not given.
     weights : str, optional
         In place of where the store's provenance says that the backbone's weights are.
+    announce : callable, optional
+        Called with a sentence on the head that is taken if none is given.
 
     Returns
     -------
@@ -58,7 +66,12 @@ def classifier_from_store(
             f"store {store.uri!r} holds imported activations, so there is no backbone to run new images through; "
             "predict from a store that `head2toe extract` made."
         )
-    result = _read_head(store, head)
+    result = _read_head(store, newest_head(store) if head is None else head)
+    if head is None and announce:
+        announce(
+            f"taking the newest head on a selection, {result.digest}: {len(result.arrays['indices']):,} features of "
+            f"selection {result.inputs['features']['selection']}; --head DIGEST takes another."
+        )
     name = store.provenance.get("backbone", spec.backbone.architecture)
     backbone = restore_backbone(
         name, weights or store.provenance.get("weights", "pretrained"), spec.backbone, spec.preprocessing
@@ -94,14 +107,7 @@ def classifier_from_store(
     return Head2ToeClassifier(backbone, recipe, tensors)
 
 
-def _read_head(store: ActivationStore, name: str | None) -> Result:
-    if name is None:
-        there = list_results(store, "heads")
-        if len(there) != 1:
-            found = f"has {len(there)} heads ({', '.join(there[:5])}{', …' if len(there) > 5 else ''})"
-            step = "say which with --head DIGEST" if there else "`head2toe refit` trains one"
-            raise StoreNotFoundError(f"store {store.uri!r} {found if there else 'has no head yet'}; {step}.")
-        name = there[0]
+def _read_head(store: ActivationStore, name: str) -> Result:
     result = read_result(store, "heads", name)
     # What is joined lies beside the first of its stores, under a digest that its own fingerprint does not give.
     if result_digest(store, "heads", result.inputs) != result.digest:

@@ -147,7 +147,11 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[str], lis
         raise InvalidInputError("no image is given; name image files or folders of them.")
     names: list[str] = []
     problems: list[tuple[str, str]] = []
-    for path in map(Path, paths):
+    for given in paths:
+        if "://" in os.fspath(given):
+            problems.append((_shown(given), "is a URL; images are read from files, so download it first"))
+            continue
+        path = Path(given)
         if not path.is_dir():
             names.append(str(path))
             continue
@@ -197,7 +201,7 @@ def _read(
                 future.cancel()
 
 
-def _shown(path: str | Path) -> str:
+def _shown(path: str | os.PathLike[str]) -> str:
     """Return the name of a file as text that can be printed, whatever bytes it consists of."""
     return os.fsencode(path).decode(errors="replace")
 

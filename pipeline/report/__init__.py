@@ -1,6 +1,6 @@
 """The report of a run: one self-contained HTML page."""
 
-from pipeline.report.heads import check_selection, newest_selection, read_rows
+from pipeline.report.heads import check_selection, read_rows
 from pipeline.report.page import render_report, report_place, save_report
 from pipeline.report.pictures import draw_pictures
 from pipeline.report.reproduction import Reproduction, run_again
@@ -11,7 +11,6 @@ __all__ = [
     "about_weights",
     "check_selection",
     "draw_pictures",
-    "newest_selection",
     "read_rows",
     "render_report",
     "report_place",

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.newest import newest_selection
 from pipeline.selection import Selection
 from store.activations import ActivationStore
 from store.catalogue import describe_results
 from store.errors import InvalidInputError, StoreNotFoundError, suggest
-from store.results import Kind, result_digest
+from store.results import Kind
 
 Results = Mapping[Kind, Sequence[Mapping[str, Any]]]
 HEAD2TOE, LINEAR = "Head2Toe", "Linear (last embedding)"
@@ -55,24 +56,6 @@ class Row:
     def trained_like(self, other: Row) -> bool:
         """Return whether both heads differ in their features alone."""
         return all(self.inputs[name] == other.inputs[name] for name in ("normalization", "parameters", "train"))
-
-
-def newest_selection(store: ActivationStore) -> str:
-    """Return the digest of a store's newest selection; one that has a head goes before one that has none.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If it has none of its own; what was made on joined stores, or on some of the layers, cannot be reported alone.
-    """
-    results = describe_results(store)
-    own = [r for r in _whole(results["selections"]) if result_digest(store, "selections", r["inputs"]) == r["digest"]]
-    if not own:
-        raise StoreNotFoundError(
-            f"store {store.uri!r} has no selection of its own yet; `head2toe select {store.uri}` makes one."
-        )
-    used = {row["inputs"]["features"].get("selection") for row in _whole(results["heads"])}
-    return str(max(own, key=lambda r: (r["digest"] in used, r["created"] or "", r["digest"]))["digest"])
 
 
 def check_selection(store: ActivationStore, name: str) -> None:
@@ -120,9 +103,7 @@ def read_rows(
     results : mapping, optional
         What `describe_results` says of the store, if that is known.
     """
-    heads = sorted(
-        _whole((results or describe_results(store))["heads"]), key=lambda row: (row["created"] or "", row["digest"])
-    )
+    heads = _whole((results or describe_results(store))["heads"])
     if digests is not None:
         rows = {row["digest"]: _row(store, selection, row) for row in heads if row["digest"] in digests}
         return [rows[digest] for digest in digests]

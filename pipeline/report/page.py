@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.comparison import Comparison, compare
 from pipeline.compute import Progress
-from pipeline.intake import describe_skipped
+from pipeline.intake import LEFT_OUT, describe_skipped
 from pipeline.preprocessing import describe
 from pipeline.report.classes import LISTED, ClassTables, class_tables, classify
 from pipeline.report.heads import HEAD2TOE, LINEAR, Row, by_fraction, read_rows
@@ -132,7 +133,11 @@ def headline(store: ActivationStore, selection: Selection, split: str, main: Row
     main, linear : Row, optional
         Head2Toe, and what it is held against.
     """
-    where = f"on {store.summary['data'] or 'imported data'}"
+    data = str(store.summary["data"] or "imported data")
+    if data.startswith(("folder:", ".", "/", "~")):
+        # Where the folder lies is told further down; a title is read in a list of pages.
+        data = PurePath(data.removeprefix("folder:")).name or data
+    where = f"on {data}"
     if store.summary["backbone"] != "imported":
         where += f" with {store.summary['backbone']}"
     if main is None:
@@ -174,7 +179,8 @@ def _notes(store: ActivationStore, given: Sequence[str]) -> list[str]:
         known.append(f"preprocessing is a {describe(store.spec.preprocessing)}.")
     if made.get("data_note"):
         known.append(f"{made['data_note']}.")
-    known.append(describe_skipped(made.get("skipped_images") or {}))
+    if not any(note.startswith(LEFT_OUT) for note in given):  # which says where they are, as the store does not
+        known.append(describe_skipped(made.get("skipped_images") or {}))
     elsewhere = about_weights(str(made.get("weights") or ""))
     return [note for note in dict.fromkeys([*given, *known]) if note and note not in elsewhere]
 

@@ -145,7 +145,7 @@ def test_a_fraction_outside_its_range_is_refused_by_value(extracted, fraction) -
 
 def test_unknown_selection_and_contradicting_options_are_explained(extracted) -> None:
     assert "does not exist" in run("refit", extracted, "--selection", "zzz", code=2)[1]
-    assert "either --selection ID or --linear" in run("refit", extracted, code=2)[1]
+    assert "either --selection ID or --linear" in run("refit", extracted, "--linear", "--selection", "z", code=2)[1]
     assert "no activation store" in run("show", "nowhere", code=2)[1]
     assert "does not exist or is empty" in run("list", "nowhere", code=2)[1]
 

@@ -66,7 +66,7 @@ def test_the_form_of_a_flow_explains_every_field_and_fills_in_what_need_not_be_g
 def test_deploy_sets_all_up_from_nothing_and_again_without_harm(project, prefect_server, monkeypatch) -> None:
     from prefect.client.orchestration import get_client
 
-    from flows.deploying import deploy
+    from flows.deploying import deploy, serve_all
 
     monkeypatch.chdir(project)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -83,6 +83,12 @@ def test_deploy_sets_all_up_from_nothing_and_again_without_harm(project, prefect
         seen.append(({name: d.id for name, d in found.items()}, [a["name"] for a in automations]))
     assert seen[0] == seen[1]
     assert seen[0][1] == ["select-what-was-extracted"]
+    # Served, they would wait for workers all the same.
+    with pytest.raises(InvalidInputError, match="belongs to work pool '[cg]pu', whose workers get its runs"):
+        serve_all(1)
+    with get_client(sync_client=True) as client:
+        for deployment in found.values():
+            client.delete_deployment(deployment.id)
 
 
 @pytest.mark.cluster

@@ -96,7 +96,7 @@ def test_vtab_folders_go_through_the_papers_configuration(tmp_path) -> None:
     assert "all test samples" in out
     plan, err = run(*given, "--dry-run")
     assert [line.split() for line in plan.splitlines()][1][-2:] == ["stored", "stored"]
-    assert "2 tasks × 2 methods × 1 seeds on 2 folds: 8 fits, and 4 final ones; 0 B to be written." in err
+    assert "2 tasks × 2 methods × 1 seed on 2 folds: 8 fits, and 4 final ones; 0 B to be written." in err
     assert [task["name"] for task in json.loads(run(*given, "--json")[0])["tasks"]] == ["patch_camelyon", "kitti"]
 
 
@@ -116,7 +116,8 @@ def test_a_dry_run_writes_nothing(tmp_path) -> None:
     assert "1,797 to extract" in out
     assert "4 fits" in out
     assert not list(tmp_path.iterdir())
-    assert "1 tasks × 2 methods × 1 seeds on 2 folds: 6 fits" in err
+    assert "1 task × 2 methods × 1 seed on 2 folds: 6 fits" in err
+    assert "digits: checking the images: 1,797 of 1,797" in err
 
 
 def read(name: str) -> EvaluationConfig:
@@ -176,6 +177,11 @@ def test_mistakes_are_one_sentence(arguments, sentence) -> None:
     assert sentence in err
     assert err.startswith("error: configuration") or "not in the configuration" in err or "--set" in err
     assert "Traceback" not in err
+
+
+def test_the_configuration_of_a_run_is_recognised(tmp_path) -> None:
+    _, err = run(str(CONFIGS / "demo.yaml"), "--root", str(tmp_path), "--data-root", "x", code=2)
+    assert "its keys are those of a configuration for `head2toe run`" in err
 
 
 @pytest.mark.slow

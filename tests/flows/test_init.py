@@ -178,7 +178,7 @@ def test_a_file_that_is_there_is_replaced_by_force_only(tmp_path, monkeypatch) -
     assert Path("run.yaml").read_text() == "mine"
     run("init", "--force")
     assert load_config(Path("run.yaml")).extraction.backbone == "test_resnet"
-    assert "cannot write 'no/such/run.yaml'" in run("init", "no/such/run.yaml", code=2)[1]
+    assert "cannot write 'no/such/run.yaml': there is no folder 'no/such'" in run("init", "no/such/run.yaml", code=2)[1]
 
 
 def test_models_are_found_within_types() -> None:

@@ -281,7 +281,10 @@ def test_quiet_before_and_after_the_command_leaves_results_and_errors(inside) ->
     [
         (["selct"], "Did you mean 'select'"),
         (["select", "x", "--fractoin", "0.1"], "--fraction"),
-        (["extract", "--backbone", "x", "--data", "y", "--root", "z", "--dtype", "float61"], "'float16', 'float32'"),
+        (
+            ["extract", "--backbone", "x", "--data", "y", "--root", "z", "--dtype", "float61"],
+            "'--dtype': 'float61' is not",
+        ),
         (["show", "stores/nois"], "did you mean 'noise'?"),
         (["alias", "stores", "nois", "--delete"], "did you mean 'noise'?"),
         (["select", "stores/noise", "--scorer", "varience"], "did you mean 'variance'?"),
@@ -308,6 +311,10 @@ def test_a_slip_of_the_finger_is_answered_with_what_is_near(inside, arguments, m
         ("extraction: {backbone: x, data: y, dtype: float6}", "did you mean 'float16'"),
         ("extraction: {backbone: x, data: y}\nselection: {penalti_ratio: 1}", "did you mean 'penalty_ratio'"),
         ("rooot: here", "did you mean 'root'"),
+        (
+            "suite: offline\nmethods: {Linear: {method: linear}}",
+            "a configuration for `head2toe evaluate`; run `head2toe",
+        ),
     ],
 )
 def test_keys_and_values_of_a_configuration_too(tmp_path, text, message) -> None:

@@ -46,6 +46,7 @@ def test_json_has_every_image_with_all_probabilities(exported, images) -> None:
     assert found["classes"] == list(CLASSES)
     assert [Path(one["image"]).name for one in found["predictions"]] == ["0.png", "1.png", "2.png"]
     assert found["errors"] == []
+    assert found["head"] == classifier().recipe.lineage["head"]
     for one in found["predictions"]:
         assert sum(one["probabilities"]) == pytest.approx(1, abs=1e-5)
         assert one["label"] == CLASSES[int(np.argmax(one["probabilities"]))]
@@ -81,6 +82,7 @@ def test_json_files_hold_what_json_prints(exported, images, tmp_path) -> None:
     [
         (["HEAD", "IMAGES", "--output", "x.txt"], "endings are .csv and .json"),
         (["HEAD", "IMAGES", "--output", "no/such/folder/x.csv"], "cannot write"),
+        (["HEAD", "http://x.invalid/a.jpg"], "image 'http://x.invalid/a.jpg' is a URL; images are read from files"),
         (["HEAD", "IMAGES", "--head", "abc"], "leave --head out"),
         (["HEAD", "IMAGES", "--device", "abacus"], "abacus"),
         (["HEAD", "IMAGES", "--weights", "missing.pth"], "missing.pth"),
@@ -119,7 +121,10 @@ def test_from_images_to_a_head_to_an_exported_folder_to_the_same_accuracy(tmp_pa
             assert np.mean(hits) == pytest.approx(accuracy)
     assert "is there already" in run("export", uri, "--output", folder, code=2)[1]
     run("refit", uri, "--linear")
-    assert "has 2 heads" in run("predict", uri, tmp_path / "photos", code=2)[1]
+    for command in (["predict", uri, tmp_path / "photos"], ["export", uri, "--output", tmp_path / "new"]):
+        out, said = run(*command, "--dry-run", "--json")
+        assert json.loads(out)["head"] == head["head"]
+        assert f"taking the newest head on a selection, {head['head']}: 40 features of selection {selection};" in said
     assert "head 'zz' does not exist" in run("predict", uri, tmp_path / "photos", "--head", "zz", code=2)[1]
 
 
@@ -134,19 +139,19 @@ def test_the_examples_of_the_document_run_in_their_order(tmp_path, monkeypatch) 
             exec(compile(block, "prediction.md", "exec"), {})
             continue
         for line in block.splitlines():
-            # VARIABLE=$(head2toe … | python -c '… ["key"] …'), of which all but the command may be missing.
-            found = re.match(r'(?:(\w+)=\$\()?head2toe ([^|)#]+)(?:\|.*\["(\w+)"\])?', line)
+            # VARIABLE=$(head2toe …), of which all but the command may be missing.
+            found = re.match(r"(?:(\w+)=\$\()?head2toe ([^)#]+)", line)
             if found is None:
                 assert line.startswith("pip install")
                 continue
-            variable, command, key = found.groups()
+            variable, command = found.groups()
             out, _ = run(*(values.get(word.removeprefix("$"), word) for word in shlex.split(command)))
             done.append(command.split()[0])
             if variable:
-                values[variable] = json.loads(out)[key] if key else out.strip()
+                values[variable] = out.strip()
     assert {"extract", "select", "refit", "predict", "export"} == set(done)
-    shown = [json.loads((tmp_path / "digits-classifier" / "head2toe.json").read_text())["lineage"]["head"]]
-    assert shown == [values["HEAD"]]
+    shown = json.loads((tmp_path / "digits-classifier" / "head2toe.json").read_text())["lineage"]["head"]
+    assert [shown] == [place.name for place in Path(values["STORE"]).glob("results/heads/*")]
     with (tmp_path / "digits.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert sum(row["label"] == Path(row["image"]).stem for row in rows) >= 9

@@ -23,6 +23,7 @@ from flows.config import Head2ToeConfig
 from pipeline.refit import RefitParameters, refit
 from pipeline.report import read_rows
 from pipeline.report.classes import class_tables, classify
+from pipeline.report.page import headline
 from pipeline.selection import SelectionParameters, read_selection, select_features
 from store import ActivationStore, create_store, open_store
 from store.results import read_result
@@ -251,7 +252,15 @@ def test_mistakes_of_the_command_are_explained(tmp_path: Path, hostile: Activati
     assert f"did you mean '{digest}'" in error
     _, error = run("report", store.uri, "--output", str(tmp_path / "no" / "page.html"), code=2)
     assert "cannot write" in error
-    assert "No such file or directory" in error
+    assert f"there is no folder '{tmp_path / 'no'}'" in error
+    assert "classifying" not in error
+
+
+@pytest.mark.parametrize("data", ["../my photos", "folder:../my photos", "/data/my photos"])
+def test_a_title_names_a_folder_without_its_place(tmp_path: Path, data: str) -> None:
+    store = made(tmp_path / "one.zarr", data=data)
+    selection = select_features(store, SelectionParameters(scorer="variance"))
+    assert headline(store, selection, "test", None, None).endswith(" features kept on my photos")
 
 
 def test_a_dry_run_says_where_the_page_would_be_and_writes_nothing(tmp_path: Path) -> None:

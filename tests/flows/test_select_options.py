@@ -51,9 +51,13 @@ def test_two_stores_are_selected_from_and_refitted_together(store, twin) -> None
     assert chosen["per_layer"]["2:tail"] > 0
     head = json.loads(run("refit", store.uri, "--join", twin, "--selection", chosen["selection"], "--json")[0])
     assert head["accuracy"]["test"] > 0.6
+    assert json.loads(run("refit", store.uri, "--join", twin, "--json")[0])["head"] == head["head"]
     _, err = run("refit", store.uri, "--selection", chosen["selection"], code=2)
     assert "was made on the joined stores" in err
     assert "Traceback" not in err
+    assert "has no selection of its own yet" in run("refit", store.uri, code=2)[1]
+    _, err = run("refit", twin, "--join", store.uri, code=2)
+    assert f"`head2toe select {twin} --join {store.uri}` makes one" in err
 
 
 @pytest.mark.parametrize(

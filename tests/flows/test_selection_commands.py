@@ -57,7 +57,32 @@ def test_a_selection_of_another_store_trains_a_head_that_names_it(store, tmp_pat
     assert "does not exist" in run("refit", other, "--selection", made["selection"], code=2)[1]
     head = json.loads(run("refit", other, "--selection", made["selection"], "--selection-from", store.uri, "--json")[0])
     assert head["features"] == made["kept"]
+    again = json.loads(run("refit", other, "--selection-from", store.uri, "--json")[0])
+    assert (again["head"], again["selection"]) == (head["head"], made["selection"])
     assert "--selection-from says where" in run("refit", other, "--linear", "--selection-from", other, code=2)[1]
+
+
+def test_a_refit_takes_the_newest_selection_and_says_so(store) -> None:
+    assert f"`head2toe select {store.uri}` makes one" in run("refit", store.uri, code=2)[1]
+    chosen = []
+    for keep in ("5", "4", "3", "2"):
+        out, _ = run("select", store.uri, "--scorer", "variance", "--keep", keep, "--json")
+        chosen.append(json.loads(out)["selection"])
+        found, said = run("refit", store.uri, "--dry-run", "--json")
+        assert json.loads(found)["selection"] == chosen[-1]
+        assert said == f"taking the newest selection, {chosen[-1]}: {keep} features by variance; --selection ID " + (
+            "takes another.\n"
+        )
+    assert chosen != sorted(chosen), "made in another order than that of their names, within a second"
+    run("select", store.uri, "--scorer", "variance", "--keep", "5")  # which was there, and keeps its age
+    assert f"of selection {chosen[-1]}, to be trained" in run("refit", store.uri, "--dry-run", "--quiet")[0]
+    trained = json.loads(run("refit", store.uri, "--json", "--quiet")[0])
+    assert (trained["selection"], trained["features"]) == (chosen[-1], 2)
+    out, said = run("refit", store.uri, "--selection", chosen[0][:6])
+    assert re.search(rf"^selection +{chosen[0]}\b", out, re.MULTILINE)
+    assert "taking" not in said
+    assert "selection '' does not exist" in run("refit", store.uri, "--selection", "", code=2)[1]
+    assert "selection" not in run("refit", store.uri, "--linear")[0]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +114,18 @@ def test_the_optimizer_of_a_refit_is_chosen_with_its_own_options(store) -> None:
         (["--optimizer", "adam", "--learning-rate", "x"], "error: learning_rate is 'x' but should be a valid number."),
     ):
         assert message in run("refit", store.uri, "--linear", *options, code=2)[1]
+
+
+def test_figures_of_a_head_are_for_people_and_lines_end_where_their_text_ends(store) -> None:
+    given = ["refit", store.uri, "--linear", "--seed", "3"]
+    exact = json.loads(run(*given, "--json")[0])
+    out, _ = run(*given)
+    assert f"computed in {exact['seconds']:.2f} s" in " ".join(out.split())
+    assert f"validation_loss {exact['validation_loss']:.4g}" in " ".join(out.split())
+    assert all(line == line.rstrip() for line in out.splitlines())
+    digest = json.loads(run("select", store.uri, "--scorer", "variance", "--json")[0])["selection"]
+    near = digest[:5] + ("0" if digest[5] != "0" else "1")
+    assert f"did you mean '{digest}'" in run("refit", store.uri, "--selection", near, code=2)[1]
 
 
 def test_an_unknown_normalization_of_the_baseline_is_refused(store) -> None:

@@ -213,7 +213,8 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
         ("resnet50.a1_in2k", "random:0", r"no weights tagged 'a1_in2k'; did you mean 'a1_in1k'"),
         (NAME, "random", "'random:0'"),
         (NAME, "random:x", "'random:0'"),
-        (NAME, "missing.pth", "'missing.pth' are no existing file"),
+        (NAME, "missing.pth", "'missing.pth' are no existing file; valid choices are"),
+        (NAME, "shiped", r"'shiped' are no existing file; did you mean 'shipped'\?"),
         (NAME, __file__, r"end in '\.py'; valid endings are \.safetensors"),
     ],
 )

@@ -21,7 +21,7 @@ from pipeline import images as images_module
 from pipeline.datasets import load_data
 from pipeline.extraction import extract
 from pipeline.images import FileImage, decode
-from pipeline.intake import known_digests, take_in
+from pipeline.intake import describe_skipped, known_digests, take_in
 from pipeline.planning import ExtractionParameters
 from store import open_store
 from store.errors import InvalidInputError
@@ -127,10 +127,28 @@ def test_all_bad_images_are_listed_with_the_reason_and_nothing_is_written(tmp_pa
 def test_each_kind_of_bad_image_is_named_where_it_is_read(tmp_path: Path, name: str) -> None:
     content, reason = BAD[name]
     write_good(tmp_path)
-    (tmp_path / "train" / "ant" / name).write_bytes(content)
+    file = tmp_path / "train" / "ant" / name
+    file.write_bytes(content)
     split = load_data(str(tmp_path)).splits["train"]
-    with pytest.raises(InvalidInputError, match=f"image 'ant/{name}' .*{reason}.*; repair it or leave it out"):
+    with pytest.raises(InvalidInputError, match=f"image '{file}' .*{reason}.*; repair it or leave it out"):
         split.image(split.ids.index(f"ant/{name}"))
+
+
+def test_an_image_of_a_folder_that_is_split_here_is_named_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_good(Path("both"))
+    Path("both/train").rename("photos")
+    Path("photos/ant/broken.png").write_bytes(b"")
+    data = load_data("photos")
+    [split] = [name for name, images in data.splits.items() if "ant/broken.png" in images.ids]
+    with pytest.raises(InvalidInputError, match=r"used: photos/ant/broken\.png \(is an empty file\); repair"):
+        take_in(data)
+    left_out = take_in(data, "skip")
+    assert left_out.note == "left out 1 image that cannot be used: photos/ant/broken.png (is an empty file)."
+    assert left_out.skipped == {split: {"ant/broken.png": "is an empty file"}}
+    assert describe_skipped(left_out.skipped).endswith(f"used: ant/broken.png of {split} (is an empty file).")
 
 
 def test_a_list_longer_than_a_screen_is_still_complete(tmp_path: Path) -> None:
@@ -170,10 +188,11 @@ def test_the_command_says_on_standard_error_what_it_skips(tmp_path: Path) -> Non
     words += ["--data", str(tmp_path / "data"), "--root", str(tmp_path / "root")]
     stopped = CliRunner().invoke(app, words)
     assert stopped.exit_code == 2
-    assert "1 image cannot be used: test/bee/9.png (is an empty file)" in stopped.stderr.replace("\n", " ")
+    bad = tmp_path / "data" / "test" / "bee" / "9.png"
+    assert f"1 image cannot be used: {bad} (is an empty file)" in stopped.stderr.replace("\n", " ")
     skipped = CliRunner().invoke(app, [*words, "--on-bad-image", "skip"])
     assert skipped.exit_code == 0, skipped.stderr
-    assert "left out 1 image that cannot be used: test/bee/9.png (is an empty file)." in skipped.stderr
+    assert f"left out 1 image that cannot be used: {bad} (is an empty file)." in skipped.stderr
     assert skipped.stdout.strip().endswith(".zarr")
 
 

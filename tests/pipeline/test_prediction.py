@@ -174,16 +174,18 @@ def test_logits_are_those_of_the_store_and_the_head(noise_store, which, normaliz
 
 
 @pytest.mark.slow
-def test_a_head_must_be_named_unless_it_is_the_only_one(tmp_path: Path) -> None:
+def test_the_newest_head_on_a_selection_is_taken_if_none_is_named(tmp_path: Path) -> None:
     store = extracted("test_resnet", tmp_path)
-    with pytest.raises(StoreNotFoundError, match="has no head yet; `head2toe refit`"):
+    with pytest.raises(StoreNotFoundError, match="has no head on a selection yet; `head2toe refit"):
         load_classifier(store.uri)
     columns = chosen_columns(store, "all")[0]
-    head = refit(store, columns, features={"selection": "1"}, normalization="none")
-    assert load_classifier(store.uri).recipe.lineage["head"] == head.digest
-    refit(store, columns, features={"selection": "2"}, normalization="none")
-    with pytest.raises(StoreNotFoundError, match=rf"has 2 heads.*{head.digest}.*--head DIGEST"):
-        load_classifier(store.uri)
+    said: list[str] = []
+    for features in ({"selection": "1"}, {"selection": "2"}):
+        head = refit(store, columns, features=features, normalization="none")
+        assert load_classifier(store.uri, announce=said.append).recipe.lineage["head"] == head.digest
+        assert f"{head.digest}: {len(columns):,} features of selection {features['selection']};" in said[-1]
+    assert load_classifier(store.uri, head.digest, announce=said.append).recipe.lineage["head"] == head.digest
+    assert len(said) == 2
     with pytest.raises(InvalidInputError, match=r"weights 'random:1' .* was trained on"):
         load_classifier(store.uri, head.digest, weights="random:1")
 

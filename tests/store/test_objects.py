@@ -296,6 +296,8 @@ def test_urls_that_cannot_be_opened_are_explained() -> None:
         open_objects("nonsense://x")
     with pytest.raises(InvalidInputError, match="names no bucket"):
         open_objects("s3://")
+    with pytest.raises(InvalidInputError, match=r"cannot open 'ftp://x\.invalid/y': .*; look at the address"):
+        open_objects("ftp://x.invalid/y")
 
 
 def test_missing_s3fs_is_a_sentence_that_says_how_to_add_it(monkeypatch) -> None:
@@ -303,6 +305,11 @@ def test_missing_s3fs_is_a_sentence_that_says_how_to_add_it(monkeypatch) -> None
     monkeypatch.delitem(_registry, "s3", raising=False)
     with pytest.raises(InvalidInputError, match=r"pip install head2toe-store\[s3\]"):
         open_objects("s3://bucket/x")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(_registry, "gs", raising=False)
+    with pytest.raises(InvalidInputError, match="gcsfs") as caught:
+        open_objects("gs://bucket/x")
+    assert "[s3]" not in str(caught.value)
 
 
 def test_the_endpoint_is_found_by_option_then_fsspec_then_environment(s3_root, s3_server, monkeypatch) -> None:

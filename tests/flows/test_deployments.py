@@ -84,7 +84,7 @@ def test_deploy_sets_all_up_from_nothing_and_again_without_harm(project, prefect
     assert seen[0] == seen[1]
     assert seen[0][1] == ["select-what-was-extracted"]
     # Served, they would wait for workers all the same.
-    with pytest.raises(InvalidInputError, match="belongs to work pool '[cg]pu', whose workers get its runs"):
+    with pytest.raises(InvalidInputError, match=r"belongs to work pool '[cg]pu', whose workers get its runs"):
         serve_all(1)
     with get_client(sync_client=True) as client:
         for deployment in found.values():

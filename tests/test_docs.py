@@ -40,10 +40,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 MARK = re.compile(r"<!-- (not run|run by|output)(?::? (.+?))? -->\s*$", re.DOTALL)
 NO_CODE = ("", "text")
-# VARIABLE=$(head2toe … | python -c …), head2toe … > FILE
+# VARIABLE=$(head2toe …), head2toe … > FILE
 COMMAND = re.compile(
     r"(?:(?P<variable>\w+)=\$\()?head2toe (?P<words>[^|)>#]+?)\s*"
-    r"(?:\|\s*(?P<filter>.+?)|>\s*(?P<file>[\w.]+))?(?:\)\s*)?(?:#.*)?"
+    r"(?:>\s*(?P<file>[\w.]+))?(?:\)\s*)?(?:#.*)?"
 )
 
 
@@ -152,10 +152,6 @@ class Session:
         done = CliRunner().invoke(app, shlex.split(expanded))
         assert done.exit_code == 0, f"{place}: {line}\n{done.output}\n{done.exception!r}"
         out = done.stdout
-        if found["filter"]:
-            [python, *words] = shlex.split(found["filter"])
-            assert python == "python", f"{place}: {python!r} cannot be typed"
-            out = subprocess.run([sys.executable, *words], input=out, capture_output=True, text=True, check=True).stdout
         if found["file"]:
             Path(found["file"]).write_text(out, encoding="utf-8")
             return done.stderr

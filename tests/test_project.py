@@ -95,20 +95,6 @@ def test_pictures_are_small() -> None:
     assert all(picture.stat().st_size <= 150_000 for picture in pictures)
 
 
-@pytest.mark.slow
-def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.extraction import extract
-    from pipeline.planning import ExtractionParameters
-
-    parameters = ExtractionParameters(backbone="test_resnet", weights="random:0", data="digits", image_size=32)
-    extract(parameters, str(tmp_path / "demo"))
-    monkeypatch.chdir(tmp_path)
-    examples = blocks("README.md", "python")
-    assert examples
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), {})
-
-
 def test_no_file_names_a_place_of_one_machine_or_a_package_index() -> None:
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")

@@ -94,7 +94,8 @@ def explain_certificate(selection: Selection) -> Facts:
         f"possible: {100 * c['relative_gap']:.2g} % of the objective without features, {c['null_objective']:.4g}.",
         "worst violation": f"No feature violates the optimality conditions by more than {c['kkt_violation']:.2g} of λ.",
         "support": f"{c['support_size']:,} features have a row that is not zero; they rank first.",
-        "passes": f"All features were read {_times(c['passes'])}, {human_bytes(c['bytes_read'])} in all.",
+        "passes": f"All features were read {_times(c['passes'])}, those held in memory once more: "
+        f"{human_bytes(c['bytes_read'])} in all.",
         "columns": f"{c['cached_columns']:,} were held in memory at the end, {human_bytes(c['cached_bytes'])}.",
     }
     if "process_peak_bytes" in c:  # earlier versions did not measure it

@@ -56,7 +56,7 @@ bench-selection: $(READY) ## measure selection against adelie, celer, scikit-lea
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.scaling
 
-bench-operations: $(READY) ## measure what Prefect costs, and queue 100 runs; takes about 15 minutes
+bench-operations: $(READY) ## measure what Prefect costs, and queue 100 runs; takes about 30 minutes
 	$(BIN)/python -m benchmarks.operations
 
 results: $(READY) ## evaluate all methods on the offline benchmark and write docs/results.md; goes on where it stopped

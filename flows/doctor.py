@@ -141,7 +141,7 @@ def check_extras() -> Iterator[Finding]:
         if extra in FOR_DEVELOPERS:
             continue
         asked = [r for r in _requirements() if r.marker is not None and r.marker.evaluate({"extra": extra})]
-        parts = [r for r in asked if not r.marker.evaluate({"extra": ""})]  # type: ignore[union-attr]
+        parts = [r for r in asked if not r.marker.evaluate({"extra": ""})]  # type: ignore[union-attr]  # all of them have one
         wrong = [found for r in parts if (found := _unfit(r))]
         advice = f"pip install '{DISTRIBUTION}[{extra}]'"
         if not wrong:

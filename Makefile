@@ -29,7 +29,7 @@ test-cluster: $(READY) ## those with PostgreSQL, Prefect, Dask and S3 as service
 	$(BIN)/python -m pytest -m cluster
 
 test-quick: $(READY) ## run the tests that take less than 3 minutes together
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster"
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check .

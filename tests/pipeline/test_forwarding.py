@@ -119,7 +119,7 @@ def test_few_blocks_are_in_memory_however_slow_the_disk(small, tmp_path, monkeyp
             return super().forward(*args)
 
     def slow(run, block):
-        block_writing.time.sleep(0.05)
+        block_writing.time.sleep(0.2)
         try:
             return commit(run, block)
         finally:

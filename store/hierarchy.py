@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core import sync
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -24,6 +26,15 @@ from store.spec import DIGEST_LENGTH, canonical_json, digest
 METADATA = "zarr.json"
 SMALL_CODECS = frozenset({"bytes", "vlen-utf8", "crc32c"})
 SMALL_TYPES = frozenset({"bool", "string", *(f"{k}{b}" for k in ("int", "uint", "float") for b in (8, 16, 32, 64))})
+
+
+@atexit.register
+def _end_thread_of_zarr(patience: float = 10.0) -> None:
+    """Let zarr's thread end: zarr itself waits 0.2 s for it, and on a busy machine then prints a stack at exit."""
+    loop, thread = sync.loop[0], sync.iothread[0]
+    if loop is not None and thread is not None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(patience)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ftplib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -146,8 +147,8 @@ def open_objects(uri: str | os.PathLike[str], **options: Any) -> Objects:
         raise InvalidInputError(f"cannot open {text!r}: {str(error).rstrip('.')}{advice}") from None
     except ValueError as error:
         raise InvalidInputError(f"cannot open {text!r}: {error}; use a local path, s3:// or memory://.") from error
-    except OSError as error:  # some file systems, such as that of FTP, connect as soon as they are made
-        reason = error.strerror or error
+    except ftplib.all_errors as error:  # the file system of FTP connects and logs in as soon as it is made
+        reason = getattr(error, "strerror", None) or error
         raise InvalidInputError(f"cannot open {text!r}: {reason}; look at the address and the network.") from error
     if protocol in _S3:
         # One policy of retries, that of `FsspecObjects`, instead of three inside one another.

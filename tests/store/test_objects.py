@@ -7,14 +7,15 @@ import errno
 import os
 import pickle
 import resource
+import socketserver
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from threading import Barrier
 
 import fsspec
 import numpy as np
@@ -103,7 +104,7 @@ def test_what_is_wrong_with_one_object_is_raised_at_its_turn(objects) -> None:
 
 
 def test_one_of_several_creators_wins(root) -> None:
-    together = Barrier(4)
+    together = threading.Barrier(4)
 
     def create(number: int) -> bool:
         mine = open_objects(f"{root}/here")
@@ -298,6 +299,32 @@ def test_urls_that_cannot_be_opened_are_explained() -> None:
         open_objects("s3://")
     with pytest.raises(InvalidInputError, match=r"cannot open 'ftp://x\.invalid/y': .*; look at the address"):
         open_objects("ftp://x.invalid/y")
+
+
+def test_a_file_server_that_refuses_the_login_is_a_sentence() -> None:
+    class Refusal(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 welcome\r\n")
+            self.rfile.readline()
+            self.wfile.write(b"530 login incorrect\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        with pytest.raises(
+            InvalidInputError, match=rf"cannot open 'ftp://127\.0\.0\.1:{port}/y': 530 login incorrect;"
+        ):
+            open_objects(f"ftp://127.0.0.1:{port}/y")
+        server.shutdown()
+
+
+def test_a_command_whose_machine_is_busy_at_its_end_prints_no_stack_of_zarr() -> None:
+    busy = "sync.loop[0].call_soon_threadsafe(time.sleep, 1)"
+    code = (
+        f"import time; from zarr.core import sync; from store.hierarchy import documents; documents({{}}, {{}}); {busy}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_missing_s3fs_is_a_sentence_that_says_how_to_add_it(monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""What Prefect costs and keeps: the demo as a flow and as plain functions, the first useful work, a queue of runs."""
+"""What Prefect costs and keeps: a flow and plain functions, the first useful work, cancelled runs, a queue of runs."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def main() -> None:
         print(rows[-1], flush=True)
         rows += first_work(Path(folder))
         print(rows[1:], flush=True)
+        # Served first: what belongs to work pools is not served.
+        rows += cancelled(Path(folder), "serve", "head2toe", "serve")
+        deploy()
+        gpu = ("prefect", "worker", "start", "--pool", "gpu", "--type", "process")
+        rows += cancelled(Path(folder), "a worker", *gpu)
+        print(rows[-4:], flush=True)
         rows += queue(Path(folder), queued)
     report("operations" if queued == QUEUED else None, rows)
 
@@ -172,6 +178,51 @@ def first_work(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def deploy() -> None:
+    """Make the work pools and the deployments."""
+    subprocess.run([TOOLS / "head2toe", "deploy"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def cancelled(folder: Path, what: str, *runner: str) -> list[dict[str, Any]]:
+    """Cancel an extraction that is under way, and time the end of the work and the end of the run."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Cancelling
+
+    root = folder / f"cancelled-{runner[1]}"
+    # Large images, one at a time, in small blocks: minutes of work, and soon something to keep.
+    extraction = {"backbone": "test_resnet", "data": "digits", "image_size": 256, "batch_size": 1, "block_size": 50}
+    parameters = {"config": {"root": str(root), "extraction": extraction | {"weights": "random:0"}}}
+
+    def seconds_until(done: Any) -> float:
+        start = time.perf_counter()
+        while not done():
+            if time.perf_counter() - start > SECONDS_PER_RUN:
+                raise RuntimeError((folder / f"{runner[1]}.log").read_text())
+            time.sleep(0.05)
+        return time.perf_counter() - start
+
+    def find() -> Any:
+        with contextlib.suppress(ObjectNotFound):
+            return client.read_deployment_by_name("extraction/extraction")
+
+    def ended() -> bool:
+        state = client.read_flow_run(run.id).state
+        return state is not None and state.is_final()
+
+    with get_client(sync_client=True) as client, started(folder, *runner):
+        seconds_until(find)
+        run = client.create_flow_run_from_deployment(find().id, parameters=parameters)
+        seconds_until(lambda: any(root.glob("*.zarr/blocks/*/*.json")))
+        client.set_flow_run_state(run.id, Cancelling())
+        work = seconds_until(lambda: "stops: TerminationSignal" in (folder / f"{runner[1]}.log").read_text())
+        whole = work + seconds_until(ended)
+    return [
+        at_most(f"s from Cancel to the end of the work, run by {what}", work, 10),
+        {"what": f"s from Cancel to Prefect's Cancelled, run by {what}", "value": whole},
+    ]
+
+
 def queue(folder: Path, n: int) -> list[dict[str, Any]]:
     """Queue selections of different sizes on one worker of the pool `cpu`, and see that each is made once."""
     from prefect.client.orchestration import get_client
@@ -185,7 +236,6 @@ def queue(folder: Path, n: int) -> list[dict[str, Any]]:
 
     root = str(folder / "queue")
     uri = extract(demo_config(root).extraction, root).uri
-    subprocess.run([TOOLS / "head2toe", "deploy"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("selection/selection")
         ids = [

@@ -1,18 +1,11 @@
-"""What Prefect's page shows of a run: progress, tables, pictures, links and lineage, and the event of a new store.
-
-None of it is worth the end of a run: what Prefect does not take is a warning in the log.
-"""
+"""What Prefect's page shows of a run: progress, tables, pictures, links and lineage, and the event of a new store."""
 
 from __future__ import annotations
 
 import base64
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
-from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -29,9 +22,9 @@ from prefect.artifacts import (
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 
-from flows import logs
 from flows.console import ProgressBars
 from flows.redaction import redact, redact_all
+from flows.sending import Sender, attempt, send, sending
 from pipeline.extraction import Extraction
 from pipeline.report import draw_pictures
 from pipeline.selection import Selection
@@ -42,17 +35,6 @@ SHORT = 8
 """Digits of a fingerprint that names of runs and keys of artifacts have."""
 SECONDS = 2.0
 """Least time between two updates of a progress artifact."""
-PATIENCE = 15.0
-"""How long the end of a stage waits for its last update."""
-
-
-def attempt(what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return what the call to Prefect returns; None, after a warning, if it fails."""
-    try:
-        return call(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001  (whatever it is, the run does not depend on it)
-        logs.log(f"Prefect does not show {what}: {error or type(error).__name__}", logging.WARNING)
-        return None
 
 
 def name_run(store: ActivationStore, *details: str) -> None:
@@ -66,71 +48,56 @@ def name_run(store: ActivationStore, *details: str) -> None:
     def rename() -> None:
         get_client(sync_client=True).update_flow_run(UUID(runtime.flow_run.id), name=name, tags=tags)
 
-    attempt("the name of the run", rename)
+    send("the name of the run", rename)
 
 
 @contextmanager
 def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Give a progress callback that moves a bar on standard error and one on Prefect's page.
 
-    A thread of its own talks to Prefect, an update is left out while the one before is under way, and there is one in
-    two seconds at most: a slow or dead server does not hold up the work.
+    On the page, an update is left out while the server has not taken what was sent before, and there is one in two
+    seconds at most.
     """
-    with ProgressBars() as bars:
-        page = _Progress()
-        try:
+    with sending() as sender, ProgressBars() as bars:
+        page = _Progress(sender)
 
-            def show(stage: str, done: int, total: int) -> None:
-                clean = redact(stage)
-                bars(clean, done, total)
-                page(clean, done, total)
+        def show(stage: str, done: int, total: int) -> None:
+            clean = redact(stage)
+            bars(clean, done, total)
+            page(clean, done, total)
 
-            yield show
-        except BaseException:
-            page.close(0)
-            raise
-        page.close(PATIENCE)
+        yield show
 
 
 class _Progress:
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "progress")
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
         self._artifacts: dict[str, UUID] = {}
-        self._sent: Future[None] | None = None
         self._last: tuple[str, float] = ("", 0.0)
         self._broken = False
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        text, name, now = stage, stage.partition(" · ")[0], time.monotonic()
+        name, now = stage.partition(" · ")[0], time.monotonic()
         ends, before = done >= total, self._last
-        busy = self._sent is not None and not self._sent.done()
-        if self._broken or not (ends or name != before[0] or (now - before[1] >= SECONDS and not busy)):
+        due = now - before[1] >= SECONDS and not self._sender.busy
+        if self._broken or not (ends or name != before[0] or due):
             return
         self._last = name, now
         share = 100.0 * done / total if total else 100.0
-        # The run that an artifact belongs to is known by the context.
-        self._sent = self._thread.submit(copy_context().run, self._send, name, f"{text}: {done:,} of {total:,}", share)
+        self._sender.send("the progress", lambda: self._update(name, f"{stage}: {done:,} of {total:,}", share))
 
-    def _send(self, name: str, text: str, share: float) -> None:
+    def _update(self, name: str, text: str, share: float) -> None:
         if self._broken:
             return
-        try:
-            known = self._artifacts.get(name)
-            if known is None:
-                made = create_progress_artifact(share, description=text)
-                assert isinstance(made, UUID)
-                self._artifacts[name] = made
-            else:
-                update_progress_artifact(known, share, description=text)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the run does not depend on it)
-            self._broken = True
-            logs.log(f"Prefect does not show the progress: {error or type(error).__name__}", logging.WARNING)
-
-    def close(self, patience: float) -> None:
-        if self._sent is not None:
-            wait_for([self._sent], patience)
+        # Unless all goes well; one warning is enough.
         self._broken = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        if (known := self._artifacts.get(name)) is None:
+            made = create_progress_artifact(share, description=text)
+            assert isinstance(made, UUID)
+            self._artifacts[name] = made
+        else:
+            update_progress_artifact(known, share, description=text)
+        self._broken = False
 
 
 def show_selection(store: ActivationStore, selection: Selection) -> None:
@@ -148,9 +115,9 @@ def show_selection(store: ActivationStore, selection: Selection) -> None:
     ]
     found = f"{len(selection.indices):,} of {store.n_features:,} features kept by {selection.scorer}"
     _table(f"layers-{key}", rows, f"Layers and kept features of selection {selection.digest[:SHORT]}: {found}.")
-    for name, title, picture in attempt("the pictures", draw_pictures, store, selection) or ():
+    for name, title, picture in attempt("the pictures", lambda: draw_pictures(store, selection)) or ():
         url = "data:image/svg+xml;base64," + base64.b64encode(redact(picture).encode()).decode()
-        attempt(f"the picture {name!r}", create_image_artifact, url, key=f"{name}-{key}", description=title)
+        send(f"the picture {name!r}", create_image_artifact, url, key=f"{name}-{key}", description=title)
 
 
 def show_accuracy(store: ActivationStore, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -167,9 +134,7 @@ def show_report(store: ActivationStore, uri: str) -> None:
     """Show the way to the full report."""
     link = uri if "://" in uri else Path(uri).absolute().as_uri()
     key = f"report-{store.fingerprint[:SHORT]}"
-    attempt(
-        "the report", create_link_artifact, redact(link), "the full report", key=key, description="The full report."
-    )
+    send("the report", create_link_artifact, redact(link), "the full report", key=key, description="The full report.")
 
 
 def show_lineage(store: ActivationStore, selection: str = "", heads: Mapping[str, str] | None = None) -> None:
@@ -192,7 +157,7 @@ def show_lineage(store: ActivationStore, selection: str = "", heads: Mapping[str
     ]
     page = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in lines)])
     key = f"lineage-{store.fingerprint[:SHORT]}"
-    attempt("the lineage", create_markdown_artifact, redact(page), key=key, description="What comes from what.")
+    send("the lineage", create_markdown_artifact, redact(page), key=key, description="What comes from what.")
 
 
 def announce_store(store: ActivationStore, done: Extraction) -> None:
@@ -206,9 +171,9 @@ def announce_store(store: ActivationStore, done: Extraction) -> None:
         "extracted": done.extracted,
     }
     resource = {"prefect.resource.id": f"head2toe.store.{store.fingerprint}", "prefect.resource.name": store.uri}
-    attempt("the event", emit_event, EVENT, redact_all(resource), payload=redact_all(payload))
+    send("the event", emit_event, EVENT, redact_all(resource), payload=redact_all(payload))
 
 
 def _table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     table = [redact_all(dict(row)) for row in rows]
-    attempt(f"the table {key!r}", create_table_artifact, table, key=key, description=redact(description))
+    send(f"the table {key!r}", create_table_artifact, table, key=key, description=redact(description))

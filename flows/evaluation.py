@@ -8,9 +8,8 @@ from typing import Any
 from prefect import flow, task
 
 from flows import artifacts, logs
-from flows.policy import HOUR, run_name, stage_of, task_options, told
+from flows.policy import HOUR, fail, run_name, stage_of, task_options, told
 from pipeline.evaluation import EvaluationConfig, Results, evaluate
-from store.errors import Head2ToeError
 from store.spec import Frozen
 
 
@@ -60,9 +59,7 @@ def evaluate_task(config: EvaluationConfig) -> EvaluationRef:
 def evaluation(config: EvaluationConfig) -> EvaluationRef:
     """Compare methods on many tasks: folds choose each method's settings, the test samples are asked once."""
     found = evaluate_task(config)
-    if found.errors:
-        more = f" ({len(found.errors) - 1} more)" if len(found.errors) > 1 else ""
-        raise Head2ToeError(f"{found.errors[0]}{more} What succeeded is stored; the same run again goes on from there.")
+    fail(found.errors)
     return found
 
 

@@ -24,6 +24,7 @@ from pipeline.report import about_weights
 from store import open_store
 from store.spec import Frozen
 
+NO_BASELINE = "no layer of the store is the embedding, so there is no Linear baseline; the preset 'head2toe' has it."
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -85,7 +86,9 @@ def head2toe(config: Head2ToeConfig) -> RunSummary:
     head = timed("refit", refit_task, selected, config.refit)
     linear = timed("linear", linear_task, selected, config.refit)
     notes = [*about_weights(config.extraction.weights), *extraction.remarks, *filter(None, (extraction.bottleneck,))]
-    results = [linear, head]
+    results = [*filter(None, (linear,)), head]
+    if linear is None:
+        notes.append(NO_BASELINE)
     report = timed("report", report_task, selected, results, seconds, notes, config)
     return RunSummary(
         store=extraction.uri,

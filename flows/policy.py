@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypedDict, TypeVar, cast
 
@@ -17,6 +17,7 @@ from prefect.tasks import exponential_backoff
 
 from flows import logs
 from flows.redaction import no_secrets_in_errors, redact
+from flows.sending import sending
 from pipeline.compute import ClusterError
 from store.errors import Head2ToeError
 from store.faults import Cause, StorageError, cause_of
@@ -93,7 +94,8 @@ def told(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         logs.connect_prefect()
         try:
-            with logs.bound(run=runtime.flow_run.id, flow=runtime.flow_run.flow_name), no_secrets_in_errors():
+            facts = {"run": runtime.flow_run.id, "flow": runtime.flow_run.flow_name}
+            with logs.bound(**facts), no_secrets_in_errors(), sending():
                 return function(*args, **kwargs)
         except Head2ToeError as error:
             # A state, so that Prefect shows this sentence alone; whoever called the flow gets the error all the same.
@@ -102,6 +104,33 @@ def told(function: Callable[P, R]) -> Callable[P, R]:
     # Prefect looks names of types up where this function is, not where the decorated one is.
     run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]  # which inspect reads
     return run
+
+
+def on_each(stores: Sequence[str], work: Callable[[str], R]) -> Iterator[R]:
+    """Yield what the work returns for each store; a store that fails by itself fails the run after all others.
+
+    Raises
+    ------
+    Head2ToeError
+        The first failure, and how many there are. Storage and clusters that do not answer end the run at once, as the
+        other stores would fare no better.
+    """
+    failed: list[Head2ToeError] = []
+    for uri in stores:
+        try:
+            yield work(uri)
+        except Head2ToeError as error:
+            if len(stores) == 1 or isinstance(error, (StorageError, ClusterError)):
+                raise
+            failed.append(error)
+    fail(failed)
+
+
+def fail(errors: Sequence[object]) -> None:
+    """Raise the first of the errors, if there is one, and say how many there are."""
+    if errors:
+        more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise Head2ToeError(f"{errors[0]}{more} What succeeded is stored; the same run again goes on from there.")
 
 
 def run_name() -> str:

@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows import artifacts
 from flows.config import RefitConfig
-from flows.policy import HOUR, run_name, told
+from flows.policy import HOUR, on_each, run_name, told
 from flows.tasks import HeadRef, find_selection, find_stores, linear_task, refit_task, report_task
 from store import open_store
 from store.errors import StoreNotFoundError
@@ -18,19 +18,22 @@ from store.errors import StoreNotFoundError
 @told
 def refit(config: RefitConfig) -> list[HeadRef]:
     """Train the head on a selection, and the linear baseline beside it; write the report."""
-    found: list[HeadRef] = []
     uris = find_stores(config.store)
-    for uri in uris:
+
+    def train(uri: str) -> list[HeadRef]:
         selected = find_selection(uri, config.selection)
         if selected is None:
-            continue
+            return []
         if len(uris) == 1:
             artifacts.name_run(open_store(uri), selected.digest[: artifacts.SHORT])
         start = time.perf_counter()
-        heads = [linear_task(selected, config.refit), refit_task(selected, config.refit)]
+        linear, head = linear_task(selected, config.refit), refit_task(selected, config.refit)
         seconds = {"selection": selected.seconds, "refit": round(time.perf_counter() - start, 3)}
+        heads = [*filter(None, (linear,)), head]
         report_task(selected, heads, seconds, [])
-        found += heads
+        return heads
+
+    found = [head for heads in on_each(uris, train) for head in heads]
     if not found:
         raise StoreNotFoundError(f"{config.store!r} has no selection yet; run the selection first.")
     return found

@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows import artifacts
 from flows.config import SelectionConfig
-from flows.policy import HOUR, run_name, told
+from flows.policy import HOUR, on_each, run_name, told
 from flows.tasks import SelectionRef, find_stores, selection_task
 from store import open_store
 
@@ -15,13 +15,14 @@ from store import open_store
 @told
 def selection(config: SelectionConfig) -> list[SelectionRef]:
     """Select features of a store, or of every complete store of a root; what is selected already is found."""
-    found = []
     uris = find_stores(config.store)
-    for uri in uris:
+
+    def select(uri: str) -> SelectionRef:
         store = open_store(uri)
         if len(uris) == 1:
             artifacts.name_run(store, config.selection.scorer)
         selected = selection_task(uri, config.selection, config.memory, config.dask_address)
         artifacts.show_lineage(store, selected.digest)
-        found.append(selected)
-    return found
+        return selected
+
+    return list(on_each(uris, select))

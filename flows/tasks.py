@@ -5,6 +5,7 @@ Nothing is computed here, and no array leaves a task; the store decides what is 
 
 from __future__ import annotations
 
+import logging
 import shlex
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipeline.statistics import compute_statistics
 from store import open_store
 from store.aliases import resolve_store
 from store.catalogue import list_stores
-from store.errors import StoreNotFoundError
+from store.errors import InvalidInputError, StoreNotFoundError
 from store.spec import Frozen
 
 
@@ -159,12 +160,16 @@ def refit_task(selected: SelectionRef, parameters: RefitParameters) -> HeadRef:
 
 @task(name="linear", **task_options(hours=12))
 @stage_of("linear")
-def linear_task(selected: SelectionRef, parameters: RefitParameters) -> HeadRef:
-    """Train the baseline: the same head on the last embedding alone."""
+def linear_task(selected: SelectionRef, parameters: RefitParameters) -> HeadRef | None:
+    """Train the baseline: the same head on the last embedding alone; None if no layer of the store is that."""
     logs.note(store=selected.uri)
     store = open_store(selected.uri)
     chosen = read_selection(store, selected.digest)
-    name = store.embedding
+    try:
+        name = store.embedding
+    except InvalidInputError as error:
+        logs.log(str(error), logging.WARNING)
+        return None
     head = refit(
         store,
         store.layer_indices(name),

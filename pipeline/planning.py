@@ -19,6 +19,7 @@ from pipeline.probing import trace
 from pipeline.settings import Autocast
 from pipeline.taps import AVERAGE, PlannedLayer, plan_layers, plan_pooling, resolve_taps
 from store.activations import open_store
+from store.aliases import resolve_store
 from store.objects import join
 from store.spec import DataSpec, DTypeName, ExtractionSpec, Frozen, Manifest, fingerprint
 
@@ -203,7 +204,7 @@ def plan_extraction(
         data = load_data(parameters.data, parameters.library_options())
     parent = None
     if parameters.extend is not None:
-        parent = Parent.of(open_store(parameters.extend, allow_incomplete=True))
+        parent = Parent.of(open_store(resolve_store(parameters.extend), allow_incomplete=True))
         data = parent.order(data)
     backbone = load_backbone(
         parameters.backbone,

@@ -28,6 +28,7 @@ _COLOURS = {
     KEPT: "var(--kept)",
     "#d55e00": "var(--other)",
 }
+_drawn: dict[tuple[str, str], list[Picture]] = {}
 _COLOUR = re.compile(r"(fill|stroke): (#[0-9a-f]{6})")
 
 
@@ -58,7 +59,16 @@ def draw_pictures(store: ActivationStore, selection: Selection) -> list[tuple[st
 
 
 def selection_pictures(store: ActivationStore, selection: Selection) -> list[Picture]:
-    """Return the pictures of a selection."""
+    """Return the pictures of a selection; those of the last one are kept, as a run shows them twice."""
+    key = store.uri, selection.digest
+    if key not in _drawn:
+        drawn = _draw(store, selection)
+        _drawn.clear()
+        _drawn[key] = drawn
+    return list(_drawn[key])
+
+
+def _draw(store: ActivationStore, selection: Selection) -> list[Picture]:
     counts = selection.per_layer(store)
     most = sorted((name for name in counts if counts[name]), key=lambda name: -counts[name])[:3]
     kept, support = len(selection.indices), selection.support

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 
 from flows.config import ExtractionConfig, RefitConfig, SelectionConfig
@@ -18,6 +19,7 @@ from pipeline.selection import SelectionParameters
 from store import open_store
 from store.errors import InvalidInputError, StoreNotFoundError
 from store.faults import StorageError
+from store.results import list_results
 
 pytestmark = [
     pytest.mark.slow,
@@ -121,6 +123,34 @@ def test_each_stage_runs_on_its_own_and_prefect_shows_what_it_did(tmp_path, even
     path = Path(report[report.index("file://") :].rstrip(")").removeprefix("file://"))
     assert "<svg" in path.read_text(encoding="utf-8")
     assert all(digest in by_key[f"lineage-{fingerprint[:8]}"].data for digest in (selected.digest, ours.digest))
+
+
+def test_a_store_that_fails_does_not_keep_the_others_from_their_turn_and_one_without_embedding_has_no_baseline(
+    tmp_path,
+) -> None:
+    from flows.refit import refit
+    from flows.selection import selection
+    from pipeline.importing import import_arrays
+
+    rng = np.random.default_rng(0)
+
+    def make(n_classes: int) -> str:
+        layers = {"early": rng.standard_normal((60, 8)), "late": rng.standard_normal((60, 4))}
+        return import_arrays({"train": layers}, {"train": np.arange(60) % n_classes}, tmp_path).uri
+
+    bad, good = make(1), [make(3) for _ in range(3)]
+    assert max(bad, *good) != bad, "nothing would come after it"
+    config = SelectionConfig(store=str(tmp_path), selection=SelectionParameters(keep=3))
+    state, known = run(selection, config)
+    assert state.is_failed()
+    assert "has one class only" in state.message
+    assert state.message.endswith("What succeeded is stored; the same run again goes on from there.")
+    assert [len(list_results(open_store(uri), "selections")) for uri in (bad, *good)] == [0, 1, 1, 1]
+
+    state, known = run(refit, RefitConfig(store=good[0]))
+    [ours] = state.result()
+    assert ours.method == "Head2Toe"
+    assert "there is no Linear baseline" in shown(known)
 
 
 def test_what_fails_by_a_users_mistake_fails_at_once_with_the_sentence_alone(tmp_path, events) -> None:

@@ -64,6 +64,9 @@ def select(
         typer.Option(metavar="N", help=f"What the head sees: {NORMALIZED}.", autocompletion=complete_normalization),
     ] = "standardize",
     split: Annotated[str, typer.Option(help="Training samples.")] = "train",
+    target_size: Annotated[
+        str | None, typer.Option(metavar="T", help="Only layers of this size, of a store that has several.")
+    ] = None,
     tolerance: Annotated[
         str | None,
         typer.Option(

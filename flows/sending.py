@@ -42,7 +42,7 @@ class Sender:
         """Wait for the calls, `patience` seconds at most, and leave out the rest."""
         if self._last is not None:
             wait_for([self._last], patience)
-        if self.busy:
+        if self.busy and patience:
             logs.log("Prefect does not show all of this run: the server is slow.", logging.WARNING)
         self._thread.shutdown(wait=False, cancel_futures=True)
 

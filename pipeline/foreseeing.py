@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.layer_view import of_target_size
 from pipeline.memory import DEFAULT_MEMORY, parse_memory
 from pipeline.normalization import check_normalization
 from pipeline.refit import RefitParameters, head_inputs
@@ -85,14 +86,15 @@ def foresee_selection(
     inputs = selection_inputs(store, parameters)
     name = result_digest(store, "selections", inputs)
     there = name in list_results(store, "selections")
+    ranked = of_target_size(store, parameters.target_size)
     return SelectionForecast(
         selection=name,
         there=there,
         ranked=there or find_ranking(store, inputs) is not None,
         scorer=parameters.scorer,
         keep=inputs["keep"],
-        of=store.n_features,
-        bytes_per_pass=store.n_features * n_samples * store.dtype.itemsize,
+        of=ranked.n_features,
+        bytes_per_pass=ranked.n_features * n_samples * store.dtype.itemsize,
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.compute import Progress
 from pipeline.joined_store import joined_with
+from pipeline.layer_view import of_target_size
 from pipeline.memory import DEFAULT_MEMORY, parse_memory
 from pipeline.normalization import Normalization
 from pipeline.ranking import order_features
@@ -38,7 +39,8 @@ class Selection:
     indices : ndarray of int64, shape (k,)
         Kept features by global index, most relevant first.
     relevance : ndarray of float64, shape (p,)
-        Score of every feature; positive on the support of the group lasso, and not positive off it.
+        Score of every feature, NaN if it was not ranked; positive on the support of the group lasso, and not positive
+        off it.
     scorer : str
         What ranked them.
     normalization : str
@@ -84,7 +86,7 @@ def select_features(
     dask_address: str | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Selection:
-    """Rank all features and keep the best, or return the stored selection of these parameters.
+    """Rank all features, or those of one target size, and keep the best; or return the stored selection.
 
     A selection that differs from a stored one only in which features it keeps of the order re-uses its ranking.
 
@@ -123,17 +125,20 @@ def select_features(
     start = time.perf_counter()
     scorer, ranking = find_scorer(parameters.scorer), inputs["ranking"]
     ranked = find_ranking(store, inputs)
+    view = of_target_size(store, parameters.target_size)
+    places = np.concatenate([store.layer_indices(name) for name in view.layers])
     if ranked is not None:
         relevance, certificate = ranked.arrays["relevance"], ranked.facts["certificate"]
     else:
         labels = _labels(store, parameters.split)
         seen = parameters.normalization if scorer.normalized else "none"
-        with open_source(store, seen, parameters.split, progress, memory=n_bytes, dask_address=dask_address) as source:
-            relevance, evidence = scorer.score(Task(source, labels, ranking, n_bytes, progress, announce))
+        relevance = np.full(store.n_features, np.nan)
+        with open_source(view, seen, parameters.split, progress, memory=n_bytes, dask_address=dask_address) as source:
+            relevance[places], evidence = scorer.score(Task(source, labels, ranking, n_bytes, progress, announce))
         certificate = evidence if scorer.exact else {**_no_certificate(parameters.scorer), **evidence}
     order = order_features(
-        relevance,
-        tuple(store.layers.values()),
+        relevance[places],
+        tuple(view.layers.values()),
         row_norms=scorer.row_norms,
         layer_mean=parameters.layer_mean,
         whole_layers=parameters.whole_layers,
@@ -143,7 +148,7 @@ def select_features(
         "selections",
         inputs,
         {
-            "indices": (order[parameters.offset :][: inputs["keep"]], ("rank",)),
+            "indices": (places[order[parameters.offset :][: inputs["keep"]]], ("rank",)),
             "relevance": (relevance, ("feature",)),
         },
         {
@@ -163,7 +168,7 @@ def selection_inputs(store: ActivationStore, parameters: SelectionParameters) ->
     InvalidInputError
         If the parameters do not fit the store.
     """
-    return parameters.inputs(store.n_features) | joined_with(store)
+    return parameters.inputs(of_target_size(store, parameters.target_size).n_features) | joined_with(store)
 
 
 def read_selection(store: ActivationStore, name: str) -> Selection:

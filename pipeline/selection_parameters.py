@@ -26,6 +26,8 @@ class SelectionParameters(Frozen):
         What the head sees, and the scorers that fit one: ``standardize``, ``unit_norm`` (the paper's) or ``none``.
     split : str
         The training samples.
+    target_size : int, optional
+        Rank only the layers of this target size T, of a store that holds several; all layers if not given.
     penalty_ratio : float, optional
         λ relative to the smallest one at which no feature is active; 0.1 if neither penalty is given.
     penalty : float, optional
@@ -42,7 +44,7 @@ class SelectionParameters(Frozen):
     average_over : int, optional
         Average the scores of so many runs, of consecutive seeds: 1.
     fraction : float, optional
-        Share F of all features to keep, over all layers together; 0.05 if neither it nor `keep` is given.
+        Share F of all ranked features to keep, over all layers together; 0.05 if neither it nor `keep` is given.
     keep : int, optional
         Number of features to keep.
     offset : int
@@ -61,6 +63,7 @@ class SelectionParameters(Frozen):
     scorer: str = "group_lasso"
     normalization: Normalization = "standardize"
     split: str = "train"
+    target_size: Annotated[int, Field(ge=1)] | None = None
     penalty_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     tolerance: Annotated[float, Field(gt=0)] | None = None
@@ -92,7 +95,7 @@ class SelectionParameters(Frozen):
         return self
 
     def count(self, n_features: int) -> int:
-        """Return how many of `n_features` features to keep: ⌊pF⌋, or `keep`.
+        """Return how many of `n_features` ranked features to keep: ⌊pF⌋, or `keep`.
 
         Raises
         ------
@@ -118,7 +121,8 @@ class SelectionParameters(Frozen):
         if self.penalty is not None and "penalty_ratio" in chosen:
             chosen["penalty_ratio"] = None
         which = scorer.identity(self.scorer)
-        return {**which, "split": self.split, **self._normalization(scorer.normalized), **chosen}
+        size = {} if self.target_size is None else {"target_size": self.target_size}
+        return {**which, "split": self.split, **size, **self._normalization(scorer.normalized), **chosen}
 
     def inputs(self, n_features: int) -> dict[str, Any]:
         """Return what identifies the selection: its ranking and what is kept of it."""

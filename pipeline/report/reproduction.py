@@ -12,7 +12,7 @@ import yaml
 from pipeline.heads import OPTIMIZERS, RefitParameters
 from pipeline.report.heads import LINEAR, Row
 from pipeline.scorers import find_scorer
-from pipeline.selection import SelectionParameters
+from pipeline.selection import SelectionParameters, selection_inputs
 from store.activations import ActivationStore
 from store.aliases import split_uri
 from store.errors import InvalidInputError
@@ -106,7 +106,7 @@ def _selection_parameters(store: ActivationStore, inputs: Mapping[str, Any]) -> 
     usual = find_scorer(known["scorer"]).options
     names = (n for n in SelectionParameters.model_fields if known.get(n) is not None and known[n] != usual.get(n))
     parameters = SelectionParameters.model_validate({name: known[name] for name in names})
-    if parameters.inputs(store.n_features) != inputs:
+    if selection_inputs(store, parameters) != inputs:
         raise ValueError("a selection of these parameters would be another one")
     return parameters
 

@@ -155,6 +155,25 @@ def test_layers_of_one_target_size_are_a_store_of_their_own(tmp_path, store) -> 
     assert of_target_size(both, None) is both
 
 
+@pytest.mark.parametrize("scorer", ["group_lasso", "variance"])
+def test_a_selection_of_one_target_size_is_that_of_its_layers_in_the_whole_store(tmp_path, scorer) -> None:
+    both = sized(tmp_path)
+    for size in (1, 2):
+        view = of_target_size(both, size)
+        alone = select_features(view, SelectionParameters(scorer=scorer, fraction=0.1))
+        found = select_features(both, SelectionParameters(scorer=scorer, fraction=0.1, target_size=size))
+        np.testing.assert_array_equal(found.indices, view.indices[alone.indices])
+        np.testing.assert_array_equal(found.relevance[view.indices], alone.relevance)
+        assert np.isnan(found.relevance).sum() == both.n_features - view.n_features
+        more = select_features(both, SelectionParameters(scorer=scorer, keep=20, target_size=size))
+        np.testing.assert_array_equal(more.indices[: len(found.indices)], found.indices)
+        assert read_selection(both, found.digest).indices.tolist() == found.indices.tolist()
+    everything = select_features(both, SelectionParameters(scorer=scorer, fraction=0.1))
+    assert not np.isnan(everything.relevance).any()
+    with pytest.raises(InvalidInputError, match="does not hold target size 4 beside others; valid: 1, 2"):
+        select_features(both, SelectionParameters(target_size=4))
+
+
 def test_selections_of_target_sizes_are_not_taken_for_each_other(tmp_path) -> None:
     both = sized(tmp_path)
     for size in (1, 2, 1):

@@ -17,6 +17,7 @@ from pipeline.methods import Head2Toe, Linear, Prediction, Samples, Settings
 from pipeline.planning import ExtractionParameters
 from pipeline.protocol import Evaluation, ProtocolParameters, cross_validate, mean_and_deviation
 from pipeline.refit import refit
+from pipeline.selection import SelectionParameters, select_features
 from store import open_store
 from store.errors import InvalidInputError
 from store.results import list_results
@@ -320,3 +321,17 @@ def test_the_digits_are_told_apart_better_by_all_layers_than_by_the_last(tmp_pat
     assert found.low > 0
     assert found.p_value < 1e-3
     assert abs(head2toe.validation_accuracy - head2toe.accuracy) < 0.1
+
+    # What the folds chose can be had as a selection and a head, from which a classifier is made.
+    chosen = head2toe.settings
+    wanted = {name: chosen[name] for name in ("target_size", "normalization", "fraction")}
+    ranking = {name: chosen["ranking"][name] for name in ("penalty_ratio", "tolerance")}
+    selection = select_features(store, SelectionParameters(**wanted, **ranking))
+    head = refit(
+        store,
+        selection.indices,
+        features={"selection": selection.digest},
+        normalization=selection.normalization,
+        parameters=RefitParameters(**chosen["refit"]),
+    )
+    assert head.accuracy["test"] == head2toe.accuracy

@@ -31,7 +31,8 @@ from pipeline.backbones import load_backbone
 from pipeline.block_writing import write_blocks
 from pipeline.datasets import ImageData, ImageSplit
 from pipeline.extraction import extract
-from pipeline.planning import ExtractionParameters, Plan, plan_extraction
+from pipeline.extraction_parameters import ExtractionParameters
+from pipeline.planning import Plan, plan_extraction
 from pipeline.pooling import pool
 from pipeline.settings import Settings
 from pipeline.taps import plan_layers, resolve_taps

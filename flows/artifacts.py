@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect import runtime
@@ -25,10 +25,11 @@ from prefect.events import emit_event
 from flows.console import ProgressBars
 from flows.redaction import redact, redact_all
 from flows.sending import Sender, attempt, send, sending
-from pipeline.extraction import Extraction
-from pipeline.report import draw_pictures
 from pipeline.selection import Selection
 from store.activations import ActivationStore
+
+if TYPE_CHECKING:
+    from pipeline.extraction import Extraction
 
 EVENT = "head2toe.store.extracted"
 SHORT = 8
@@ -102,6 +103,8 @@ class _Progress:
 
 def show_selection(store: ActivationStore, selection: Selection) -> None:
     """Show the layers with what is kept of each, and the two pictures of the report."""
+    from pipeline.report.pictures import draw_pictures
+
     key = store.fingerprint[:SHORT]
     kept = selection.per_layer(store)
     rows = [

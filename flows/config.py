@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from flows.reading import read_model
 from flows.redaction import redact
-from pipeline.planning import ExtractionParameters
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.refit import RefitParameters
 from pipeline.selection import SelectionParameters
 from store.errors import InvalidInputError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.config import Head2ToeConfig
-from pipeline.planning import ExtractionParameters
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.selection import SelectionParameters
 
 BACKBONE = "test_resnet"

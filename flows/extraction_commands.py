@@ -271,7 +271,7 @@ def extract(
     """
     from pipeline.extraction import extract as extract_stage
     from pipeline.extraction import foresee
-    from pipeline.planning import ExtractionParameters
+    from pipeline.extraction_parameters import ExtractionParameters
     from pipeline.sharding import Shard
     from store.aliases import resolve_store
 

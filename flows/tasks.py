@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
@@ -17,9 +17,8 @@ from flows.console import say_forecast
 from flows.demo import demo_config
 from flows.policy import stage_of, task_options
 from flows.redaction import redact, redact_all
-from pipeline.extraction import Extraction, extract
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.newest import newest_selection
-from pipeline.planning import ExtractionParameters
 from pipeline.refit import Head, RefitParameters, refit
 from pipeline.report import Reproduction, render_report, run_again, save_report
 from pipeline.selection import SelectionParameters, read_selection, select_features
@@ -29,6 +28,9 @@ from store.aliases import resolve_store
 from store.catalogue import list_stores
 from store.errors import InvalidInputError, StoreNotFoundError
 from store.spec import Frozen
+
+if TYPE_CHECKING:
+    from pipeline.extraction import Extraction
 
 
 class SelectionRef(Frozen):
@@ -99,6 +101,9 @@ def find_selection(uri: str, name: str | None) -> SelectionRef | None:
 @stage_of("extraction")
 def extract_task(parameters: ExtractionParameters, root: str) -> Extraction:
     """Write the activation store, or what is missing of it."""
+    # What only reads stores does not wait for torchvision and timm to start.
+    from pipeline.extraction import extract
+
     with artifacts.shown_progress() as progress:
         done = extract(parameters, root, progress, announce=say_forecast)
     _log_extraction(done)

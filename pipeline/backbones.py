@@ -16,7 +16,8 @@ from timm.data.config import resolve_model_data_config
 from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
 from torch import Tensor, nn
 
-from pipeline.preprocessing import DEFAULT_PRESET, make_transform, parse_input_size, resolve_preprocessing
+from pipeline.extraction_parameters import DEFAULT_PRESET
+from pipeline.preprocessing import make_transform, parse_input_size, resolve_preprocessing
 from pipeline.probing import trace
 from pipeline.weights import (
     SHIPPED,

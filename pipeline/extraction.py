@@ -17,9 +17,10 @@ from pipeline.block_writing import write_blocks
 from pipeline.compute import Progress, workers
 from pipeline.datasets import ImageData
 from pipeline.devices import device_name, find_devices
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.forecast import Forecast, Outlook, check_place, check_space, estimate_seconds, forecast
 from pipeline.launching import Order, write_on_cluster, write_on_devices
-from pipeline.planning import ExtractionParameters, Plan, plan_extraction
+from pipeline.planning import Plan, plan_extraction
 from pipeline.presets import PRE_LOGITS
 from pipeline.settings import Settings
 from pipeline.sharding import WHOLE, Shard

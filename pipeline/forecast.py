@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.forwarding import Forward, is_out_of_memory
 from pipeline.loading import Loader
-from pipeline.planning import ExtractionParameters, Plan
+from pipeline.planning import Plan
 from pipeline.settings import Settings
 from pipeline.sharding import WHOLE, Shard, all_blocks
 from store.activations import open_store

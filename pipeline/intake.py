@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.compute import Progress
+from pipeline.extraction_parameters import OnBadImage
 from pipeline.image_data import ImageData, in_threads
 from pipeline.images import ImageSource, place_of
 from store.activations import open_store
@@ -23,7 +24,6 @@ from store.errors import Head2ToeError, InvalidInputError
 from store.objects import join, open_objects
 from store.spec import DataSpec, ExtractionSpec, Manifest
 
-OnBadImage = Literal["stop", "skip"]
 PROGRESS_EVERY = 100
 LEFT_OUT = "left out "
 """How the sentence begins that names the images left out."""

@@ -26,7 +26,8 @@ import torch
 from pipeline.block_writing import write_blocks
 from pipeline.compute import MOST_TOGETHER, Progress, n_cores, workers
 from pipeline.devices import find_device
-from pipeline.planning import ExtractionParameters, Plan, plan_extraction
+from pipeline.extraction_parameters import ExtractionParameters
+from pipeline.planning import Plan, plan_extraction
 from pipeline.sharding import Shard
 from store import errors
 from store.activations import ActivationStore, open_store

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from pipeline.extraction_parameters import ClsToken
 from store.errors import InvalidInputError
 
 Layout = Literal["nchw", "nhwc", "tokens", "vector"]
-ClsToken = Literal["pooled", "separate", "only"]
 
 DIMENSIONS: dict[Layout, int] = {"nchw": 3, "nhwc": 3, "tokens": 2, "vector": 1}
 

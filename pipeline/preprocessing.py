@@ -11,12 +11,12 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
+from pipeline.extraction_parameters import DEFAULT_PRESET
 from store.errors import InvalidInputError, suggest
 from store.spec import PreprocessingSpec
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "border", "squash")
-DEFAULT_PRESET = "timm"
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     DEFAULT_PRESET: {},
     # The paper's: VTAB resizes to the input size whatever the proportions, to values in [-1, 1].

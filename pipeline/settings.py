@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 
+from pipeline.extraction_parameters import Autocast
 from store.spec import Frozen
-
-Autocast = Literal["none", "bf16", "fp16"]
 
 
 class Settings(Frozen):

@@ -13,17 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pipeline.extraction_parameters import AVERAGE, ClsToken
 from pipeline.layouts import Layouts
 from pipeline.places import Place, Places, is_glob, is_preset
 from pipeline.plugins import blamed, find_plugin, plugin_names, require_installed
-from pipeline.pooling import ClsToken, Layout, Pooling, check_pooling, pool, pooled_size
+from pipeline.pooling import Layout, Pooling, check_pooling, pool, pooled_size
 from pipeline.presets import LOGITS, PRE_LOGITS, Anatomy
 from pipeline.probing import Call, Value, first_tensor, native_input_size, trace
 from store.errors import InvalidInputError, suggest
 from store.spec import PluginSpec, PoolingSpec, TapSpec
-
-AVERAGE = "average"
-"""Name of the paper's pooling rule."""
 
 
 def resolve_taps(

@@ -10,9 +10,9 @@ import torch
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.extraction import extract
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.image_data import ImageData, ImageSplit, make_split
 from pipeline.images import ArrayImage
-from pipeline.planning import ExtractionParameters
 from pipeline.prediction import Head2ToeClassifier
 from pipeline.prediction.recipe import Recipe, SelectedLayer
 from pipeline.taps import PlannedLayer, plan_layers, resolve_taps

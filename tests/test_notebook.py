@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 from pipeline.extraction import extract
-from pipeline.planning import ExtractionParameters
+from pipeline.extraction_parameters import ExtractionParameters
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"

@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.evaluation.registry import find_kind
 from pipeline.evaluation.suites import find_suite
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.folds import ProtocolParameters
-from pipeline.planning import ExtractionParameters
 from store.errors import InvalidInputError, suggest
 from store.spec import Frozen
 

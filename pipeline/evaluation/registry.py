@@ -16,8 +16,9 @@ from pydantic import BaseModel, create_model
 
 from pipeline.backbones import Backbone
 from pipeline.datasets import ImageData
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.methods import AllLayers, FineTuning, Head2Toe, Linear, Method, Oracle, Scratch, control
-from pipeline.planning import ExtractionParameters, Plan, plan_extraction
+from pipeline.planning import Plan, plan_extraction
 from store.activations import ActivationStore
 from store.errors import InvalidInputError, suggest
 from store.spec import Frozen

@@ -22,8 +22,9 @@ from pipeline.evaluation.config import EvaluationConfig, MethodParameters, TaskP
 from pipeline.evaluation.registry import Context, find_kind
 from pipeline.evaluation.results import Outcome, Results, TaskResult
 from pipeline.extraction import extract, foresee
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.forecast import Forecast
-from pipeline.planning import ExtractionParameters, plan_extraction
+from pipeline.planning import plan_extraction
 from pipeline.protocol import Evaluation, cross_validate
 from store.activations import ActivationStore, open_store
 from store.errors import Head2ToeError, InterruptedExtractionError, InvalidInputError, StoreNotFoundError

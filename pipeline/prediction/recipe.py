@@ -9,9 +9,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from pipeline.extraction_parameters import Autocast, ClsToken
 from pipeline.normalization import Normalization
-from pipeline.pooling import ClsToken, Layout, pooled_size
-from pipeline.settings import Autocast
+from pipeline.pooling import Layout, pooled_size
 from pipeline.taps import PlannedLayer, PluginLayer, load_rule
 from store.errors import InvalidInputError
 from store.spec import BackboneSpec, DTypeName, Frozen, PluginSpec, PreprocessingSpec, TapSpec

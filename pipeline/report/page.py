@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pipeline.comparison import Comparison, compare
 from pipeline.compute import Progress
 from pipeline.intake import LEFT_OUT, describe_skipped
-from pipeline.preprocessing import describe
 from pipeline.report.classes import LISTED, ClassTables, class_tables, classify
 from pipeline.report.heads import HEAD2TOE, LINEAR, Row, by_fraction, read_rows
 from pipeline.report.pictures import fractions_picture, selection_pictures
@@ -176,6 +175,8 @@ def _notes(store: ActivationStore, given: Sequence[str]) -> list[str]:
     made: dict[str, Any] = store.provenance
     known = []
     if isinstance(store.spec, ExtractionSpec):
+        from pipeline.preprocessing import describe  # which imports timm
+
         known.append(f"preprocessing is a {describe(store.spec.preprocessing)}.")
     if made.get("data_note"):
         known.append(f"{made['data_note']}.")

@@ -127,7 +127,7 @@ def test_a_dask_worker_killed_in_a_pass_changes_nothing_in_the_selection(
     from distributed import Client
 
     from pipeline.extraction import extract
-    from pipeline.planning import ExtractionParameters
+    from pipeline.extraction_parameters import ExtractionParameters
 
     uri = extract(ExtractionParameters.model_validate(images), s3_root).uri
     cluster.storage.delay = DELAY

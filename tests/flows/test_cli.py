@@ -190,6 +190,13 @@ except SystemExit:
         assert f"\n  {command} " in done.stdout
 
 
+@pytest.mark.parametrize("flow", ["selection", "refit"])
+def test_a_flow_that_only_reads_stores_starts_without_what_runs_backbones(flow) -> None:
+    code = f"import sys, flows.{flow}; print(sorted({{'timm', 'torchvision', 'sklearn'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "device"), [(signal.SIGINT, "cpu"), (signal.SIGTERM, "cpu,cpu")])
 def test_ctrl_c_in_mid_extraction_keeps_what_is_committed_and_prints_the_command_that_resumes(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import Head2ToeConfig
-from pipeline.planning import ExtractionParameters
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.selection import SelectionParameters
 
 pytestmark = [

@@ -287,7 +287,8 @@ def test_a_selection_of_joined_stores_is_refused(tmp_path: Path) -> None:
 
 def test_the_configuration_of_a_report_is_that_of_its_store(tmp_path: Path) -> None:
     from pipeline.extraction import extract
-    from pipeline.planning import ExtractionParameters, plan_extraction
+    from pipeline.extraction_parameters import ExtractionParameters
+    from pipeline.planning import plan_extraction
 
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (24, 16, 16, 3), np.uint8), np.arange(24) % 2

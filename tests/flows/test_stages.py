@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flows.config import ExtractionConfig, RefitConfig, SelectionConfig
-from pipeline.planning import ExtractionParameters
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.refit import RefitParameters
 from pipeline.selection import SelectionParameters
 from store import open_store
@@ -180,7 +180,7 @@ def test_what_may_pass_is_tried_again_and_a_secret_in_it_is_never_shown(tmp_path
             raise StorageError(f"{URL} cannot be read: nothing answers") from ConnectionError(URL)
         raise InvalidInputError(f"{URL} is not a place.") from ConnectionError(URL)
 
-    monkeypatch.setattr(tasks, "extract", fails_first)
+    monkeypatch.setattr("pipeline.extraction.extract", fails_first)
     monkeypatch.setattr(module, "extract_task", tasks.extract_task.with_options(retry_delay_seconds=0))
     state, known = run(module.extraction, ExtractionConfig(root=str(tmp_path), extraction=parameters()))
     assert len(calls) == 3

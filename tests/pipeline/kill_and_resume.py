@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 from pipeline.extraction import extract
-from pipeline.planning import ExtractionParameters
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.verification import verify_store
 from store import open_store
 

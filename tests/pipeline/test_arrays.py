@@ -11,7 +11,7 @@ import torch
 
 from pipeline.datasets import from_arrays
 from pipeline.extraction import extract
-from pipeline.planning import ExtractionParameters
+from pipeline.extraction_parameters import ExtractionParameters
 from store import open_store
 from store.errors import InvalidInputError
 

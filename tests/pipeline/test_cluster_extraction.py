@@ -15,7 +15,7 @@ import pytest
 from noise import N_BLOCKS, N, contents, noise
 
 from pipeline.extraction import extract
-from pipeline.planning import ExtractionParameters
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.verification import verify_store
 from store import open_store
 from store.errors import InvalidInputError

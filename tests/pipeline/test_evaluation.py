@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from pipeline.evaluation import METHODS, EvaluationConfig, Outcome, Results, TaskResult, evaluate, load_results
 from pipeline.evaluation.running import foresee_tasks
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.offline.tasks import TASKS
-from pipeline.planning import ExtractionParameters
 from pipeline.protocol import Evaluation
 from store.errors import InvalidInputError
 

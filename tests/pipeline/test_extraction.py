@@ -17,7 +17,8 @@ from PIL import Image
 from pipeline.backbones import load_backbone
 from pipeline.datasets import load_data
 from pipeline.extraction import extract
-from pipeline.planning import ExtractionParameters, plan_extraction
+from pipeline.extraction_parameters import ExtractionParameters
+from pipeline.planning import plan_extraction
 from pipeline.verification import verify_store
 from store import open_store
 from store.errors import InterruptedExtractionError, InvalidInputError, NotFiniteError
@@ -91,7 +92,8 @@ def test_other_batch_size_or_blocks_are_the_same_extraction_but_other_weights_ar
 def test_killed_extraction_resumes_to_identical_bytes(whole, tmp_path) -> None:
     """SIGKILL at growing delays after the first block; each run resumes what the one before left."""
     code = (
-        "import sys; from pipeline.extraction import extract; from pipeline.planning import ExtractionParameters as P;"
+        "import sys; from pipeline.extraction import extract;"
+        "from pipeline.extraction_parameters import ExtractionParameters as P;"
         f"extract(P.model_validate_json({SMALL.model_dump_json()!r}), sys.argv[1],"
         "lambda stage, done, total: print(stage, done, flush=True))"
     )
@@ -173,7 +175,8 @@ def test_an_unusable_device_is_explained(tmp_path) -> None:
 @pytest.mark.slow
 def test_two_extractions_at_once_share_the_work_and_end_with_the_same_bytes(whole, tmp_path) -> None:
     code = (
-        "import sys; from pipeline.extraction import extract; from pipeline.planning import ExtractionParameters as P;"
+        "import sys; from pipeline.extraction import extract;"
+        "from pipeline.extraction_parameters import ExtractionParameters as P;"
         f"print(extract(P.model_validate_json({SMALL.model_dump_json()!r}), sys.argv[1]).extracted)"
     )
     children = [

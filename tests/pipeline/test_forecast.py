@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline import forecast
 from pipeline.extraction import extract, foresee
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.forecast import Forecast
-from pipeline.planning import ExtractionParameters
 from pipeline.sharding import Shard
 from store import open_store
 from store.errors import InvalidInputError

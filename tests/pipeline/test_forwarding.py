@@ -16,9 +16,10 @@ from torch import nn
 from pipeline import block_writing, tuning
 from pipeline.account import Account, constant_layers
 from pipeline.extraction import extract
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.forwarding import Forward
 from pipeline.loading import Loader
-from pipeline.planning import ExtractionParameters, Plan, plan_extraction
+from pipeline.planning import Plan, plan_extraction
 from pipeline.settings import Settings
 from pipeline.taps import plan_layers, resolve_taps
 from store import create_store, open_store

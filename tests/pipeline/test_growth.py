@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline.extraction import extract
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.loading import Loader
-from pipeline.planning import ExtractionParameters
 from pipeline.verification import verify_store
 from store import open_store
 from store.errors import InvalidInputError

@@ -20,9 +20,9 @@ from flows.cli import app
 from pipeline import images as images_module
 from pipeline.datasets import load_data
 from pipeline.extraction import extract
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.images import FileImage, decode
 from pipeline.intake import describe_skipped, known_digests, take_in
-from pipeline.planning import ExtractionParameters
 from store import open_store
 from store.errors import InvalidInputError
 

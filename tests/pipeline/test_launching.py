@@ -17,8 +17,8 @@ import torch
 from noise import N_BLOCKS, N, contents, noise
 
 from pipeline.extraction import extract
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.launching import Order
-from pipeline.planning import ExtractionParameters
 from pipeline.verification import verify_store
 from store import open_store
 from store.errors import Head2ToeError, InterruptedExtractionError, InvalidInputError, NotFiniteError
@@ -125,7 +125,8 @@ def test_ctrl_c_stops_all_processes_after_what_they_have_begun(small, two, whole
 @pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(two, tmp_path) -> None:
     code = (
-        "import sys; from pipeline.extraction import extract; from pipeline.planning import ExtractionParameters as P;"
+        "import sys; from pipeline.extraction import extract;"
+        "from pipeline.extraction_parameters import ExtractionParameters as P;"
         f"extract(P.model_validate_json({two.model_dump_json()!r}), sys.argv[1],"
         "lambda stage, done, total: print(stage, flush=True))"
     )

@@ -23,8 +23,8 @@ from PIL import Image
 
 from pipeline.datasets import ImageData, LibraryOptions, load_data
 from pipeline.extraction import extract
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.intake import take_in
-from pipeline.planning import ExtractionParameters
 from store import open_store
 from store.errors import InvalidInputError
 

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.pooling import ClsToken, Layout, map_windows, pool, pooled_size
+from pipeline.extraction_parameters import ClsToken
+from pipeline.pooling import Layout, map_windows, pool, pooled_size
 from store.errors import InvalidInputError
 
 SIZES = st.integers(1, 13)

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pipeline.datasets import ImageData, from_arrays
-from pipeline.planning import ExtractionParameters, Plan, plan_extraction
+from pipeline.extraction_parameters import ExtractionParameters
+from pipeline.planning import Plan, plan_extraction
 from store import open_store
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3), dtype=np.uint8)

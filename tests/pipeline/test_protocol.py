@@ -11,10 +11,10 @@ import pytest
 
 from pipeline.comparison import compare
 from pipeline.extraction import extract
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.folds import make_folds
 from pipeline.heads import RefitParameters
 from pipeline.methods import Head2Toe, Linear, Prediction, Samples, Settings
-from pipeline.planning import ExtractionParameters
 from pipeline.protocol import Evaluation, ProtocolParameters, cross_validate, mean_and_deviation
 from pipeline.refit import refit
 from pipeline.selection import SelectionParameters, select_features

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from noise import N, contents, noise
 
 from pipeline.extraction import extract
-from pipeline.planning import ExtractionParameters
+from pipeline.extraction_parameters import ExtractionParameters
 from pipeline.sharding import WHOLE, Shard, all_blocks
 from pipeline.verification import verify_store
 from store import open_store
@@ -81,7 +81,7 @@ def test_a_shard_that_is_done_extracts_nothing_and_succeeds(small, tmp_path) -> 
 def test_two_processes_with_a_shard_each_end_with_the_bytes_of_one_alone(small, whole, tmp_path) -> None:
     code = (
         "import sys; from pipeline.extraction import extract; from pipeline.sharding import Shard;"
-        "from pipeline.planning import ExtractionParameters as P;"
+        "from pipeline.extraction_parameters import ExtractionParameters as P;"
         f"print(extract(P.model_validate_json({small.model_dump_json()!r}), sys.argv[1],"
         "shard=Shard.parse(sys.argv[2])).extracted)"
     )

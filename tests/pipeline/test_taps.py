@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones import model_structure
 from pipeline.extraction import extract
-from pipeline.planning import ExtractionParameters
-from pipeline.pooling import ClsToken
+from pipeline.extraction_parameters import ClsToken, ExtractionParameters
 from pipeline.probing import native_input_size
 from pipeline.taps import Capture, PlannedLayer, plan_layers, resolve_taps
 from store import ActivationStore, open_store

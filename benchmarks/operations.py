@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,11 @@ def main() -> None:
     parser.add_argument("--queued", type=int, default=QUEUED, help="selections to queue; other numbers are not kept")
     queued = parser.parse_args().queued
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)):
-        rows = [overhead(Path(folder))]
+        rows = overhead(Path(folder))
         # Each as soon as it is there: the last takes longest.
-        print(rows[-1], flush=True)
+        print(rows, flush=True)
         rows += first_work(Path(folder))
-        print(rows[1:], flush=True)
+        print(rows[-3:], flush=True)
         # Served first: what belongs to work pools is not served.
         rows += cancelled(Path(folder), "serve", "head2toe", "serve")
         deploy()
@@ -82,10 +83,16 @@ def started(folder: Path, *command: str) -> Iterator[None]:
         process.wait()
 
 
-def overhead(folder: Path) -> dict[str, Any]:
-    """Time the demo from images to report, in a new root each time, through Prefect and without it."""
+def overhead(folder: Path) -> list[dict[str, Any]]:
+    """Time the demo from images to report, in a new root each time: plainly, and as a flow on servers that are up.
+
+    The in-process server is that of `head2toe run` and `demo`, which the round that is not counted starts.
+    """
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     from flows.demo import demo_config
     from flows.head2toe import head2toe
+    from flows.runtime import run_flow
 
     root = folder / "demo"
 
@@ -93,11 +100,19 @@ def overhead(folder: Path) -> dict[str, Any]:
         shutil.rmtree(root, ignore_errors=True)
         call(demo_config(str(root)))
 
-    seconds = alternate({"flow": lambda: anew(head2toe), "plain": lambda: anew(plainly)})
-    note = f"{seconds['flow']:.2f} s / {seconds['plain']:.2f} s"
-    return at_most(
-        "the demo as a flow, server running / as plain functions", seconds["flow"] / seconds["plain"], 1.15, note
-    )
+    def in_process(config: Head2ToeConfig) -> None:
+        with temporary_settings(restore_defaults={PREFECT_API_URL}):
+            run_flow(config)
+
+    calls = {"plain": plainly, "in-process server": in_process, "server of its own": head2toe}
+    seconds = alternate({name: partial(anew, call) for name, call in calls.items()})
+    plain = seconds.pop("plain")
+    return [
+        at_most(
+            f"the demo as a flow, {name} / as plain functions", taken / plain, 1.15, f"{taken:.2f} s / {plain:.2f} s"
+        )
+        for name, taken in seconds.items()
+    ]
 
 
 def plainly(config: Head2ToeConfig) -> None:

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from flows import logs
@@ -43,6 +45,15 @@ def run_flow(config: Head2ToeConfig) -> RunSummary:
     Head2ToeError
         Whatever a stage raised for the user.
     """
+    with prefect_ready():
+        from flows.head2toe import head2toe
+
+        return head2toe(config)
+
+
+@contextmanager
+def prefect_ready() -> Iterator[None]:
+    """Let flows run on the configured Prefect server, or on one inside this process, which is started."""
     if logs.shown(logging.INFO):
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     for name, value in DEFAULTS.items():
@@ -50,16 +61,12 @@ def run_flow(config: Head2ToeConfig) -> RunSummary:
     say("starting Prefect …")
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    from flows.head2toe import head2toe
-
     starting = threading.Thread(target=_start_server, name="server", daemon=True)
     starting.start()
     starting.join()
-    if PREFECT_API_URL.value():
-        return head2toe(config)
     # Nobody watches a server that ends with the run, and at a run's end Prefect waits up to a second for its heartbeat.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return head2toe(config)
+    with nullcontext() if PREFECT_API_URL.value() else temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def _start_server() -> None:

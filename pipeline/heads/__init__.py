@@ -27,8 +27,8 @@ class RefitParameters(Frozen):
     Attributes
     ----------
     optimizer : str
-        ``lbfgs``: all samples at once, stopped where held-out samples say; or ``adam``: the paper's recipe, batches of
-        128, cosine decay to 0, weights from Glorot's uniform distribution.
+        ``lbfgs``: all samples at once, stopped and calibrated by held-out samples; or ``adam``: the paper's recipe,
+        batches of 128, cosine decay to 0, weights from Glorot's uniform distribution.
     max_iterations : int, optional
         Upper bound of L-BFGS iterations: 500.
     validation_fraction : float, optional
@@ -90,8 +90,8 @@ class FittedHead(NamedTuple):
     intercept : ndarray of float64, shape (K,)
         Biases.
     facts : dict
-        The final ``loss``, mean cross-entropy in nats; of L-BFGS ``iterations`` and ``validation_loss`` (None if
-        nothing was held out), of Adam ``steps``.
+        The final ``loss``, mean cross-entropy in nats; of L-BFGS ``iterations``, ``temperature`` and
+        ``validation_loss`` (None if nothing was held out), of Adam ``steps``.
     """
 
     coef: NDArray[np.float64]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import OptimizeResult, minimize
+from scipy.optimize import OptimizeResult, minimize, minimize_scalar
 
 from pipeline.compute import torch_threads
 from pipeline.group_lasso.source import single_threaded_blas
@@ -25,6 +25,8 @@ NOTHING = 1e-10
 """Square of the extent of the samples along a direction, relative to the largest, below which there is none."""
 ROUNDING = 4 * np.finfo(np.float32).eps
 """Deviation relative to the mean that a column has by rounding alone."""
+SOFTEST = 1e-3
+"""Least factor of logits that is looked at."""
 MEMORY = 10
 """Pairs of steps and changes of gradient from which L-BFGS estimates the curvature."""
 
@@ -42,7 +44,9 @@ def fit_lbfgs(
     """Minimise mean cross-entropy from zero, in as many iterations as held-out samples find best.
 
     On separable data the loss has no minimum, so the number of iterations is the only regulariser: it is chosen by
-    the loss on held-out samples, and the head is then trained afresh on all samples for that many iterations. The
+    the loss on held-out samples, and the head is then trained afresh on all samples for that many iterations. As a
+    head grows sure of itself before it stops getting better, that loss is of logits made as much softer as suits the
+    held-out samples best (temperature scaling, Guo et al., ICML 2017), and the head is made softer likewise. The
     iterations run on centred columns of equal variance: without a penalty that is the same model in other
     coordinates, and better conditioned where columns hardly vary, as after ``unit_norm``. With many more columns than
     samples they run in an orthonormal basis of what the samples span, which no iterate from zero ever leaves: the
@@ -72,18 +76,26 @@ def fit_lbfgs(
     intercept : ndarray of float64, shape (K,)
         Biases.
     facts : dict
-        ``iterations``, ``validation_loss`` (None if nothing was held out) and the final ``loss``, in nats.
+        ``iterations``, ``temperature`` by which logits were divided, ``validation_loss`` (None if nothing was held
+        out) and the final ``loss``, in nats.
     """
     space = _Space(x, y, n_classes)
-    iterations, best_loss = max_iterations, None
+    iterations, best_loss, factor = max_iterations, None, 1.0
     held = torch.from_numpy(hold_out(y, validation_fraction, seed))
     if held.any():
         inner = Problem(space.values[~held], space.labels[~held], n_classes)
         outer = Problem(space.values[held], space.labels[held], n_classes)
-        iterations, best_loss = _best_stop(inner, outer, max_iterations, patience)
-    solution = Problem(space.values, space.labels, n_classes).minimize(iterations)
-    facts = {"iterations": int(solution.nit), "validation_loss": best_loss, "loss": float(solution.fun)}
-    return *space.head(solution.x), facts
+        iterations, best_loss, factor = _best_stop(inner, outer, max_iterations, patience)
+    problem = Problem(space.values, space.labels, n_classes)
+    solution = problem.minimize(iterations)
+    flat = factor * solution.x
+    facts = {
+        "iterations": int(solution.nit),
+        "temperature": 1 / factor,
+        "validation_loss": best_loss,
+        "loss": float(solution.fun) if factor == 1 else problem.loss(flat),
+    }
+    return *space.head(flat), facts
 
 
 def fit_stops(
@@ -102,7 +114,12 @@ def fit_stops(
     return [
         (
             *space.head(passed[end - 1][0]),
-            {"iterations": min(end, int(last.nit)), "validation_loss": None, "loss": passed[end - 1][1]},
+            {
+                "iterations": min(end, int(last.nit)),
+                "temperature": 1.0,
+                "validation_loss": None,
+                "loss": passed[end - 1][1],
+            },
         )
         for end in ends
     ]
@@ -163,18 +180,18 @@ def hold_out(y: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.boo
     return held
 
 
-def _best_stop(inner: Problem, outer: Problem, max_iterations: int, patience: int) -> tuple[int, float]:
-    """Return the iteration on `inner` whose loss on `outer` is least, and that loss."""
-    losses: list[float] = []
+def _best_stop(inner: Problem, outer: Problem, max_iterations: int, patience: int) -> tuple[int, float, float]:
+    """Return the iteration on `inner` whose softened loss on `outer` is least, that loss, and the factor of logits."""
+    found: list[tuple[float, float]] = []
 
     def watch(intermediate_result: OptimizeResult) -> None:
-        losses.append(outer.loss(intermediate_result.x))
-        if len(losses) - np.argmin(losses) > patience:
+        found.append(outer.soften(intermediate_result.x))
+        if len(found) - found.index(min(found)) > patience:
             raise StopIteration
 
     inner.minimize(max_iterations, watch)
-    best = int(np.argmin(losses)) if losses else 0
-    return best + 1, losses[best] if losses else outer.loss(np.zeros(outer.size))
+    best = found.index(min(found)) if found else 0
+    return best + 1, *(found[best] if found else outer.soften(np.zeros(outer.size)))
 
 
 class Problem:
@@ -212,6 +229,18 @@ class Problem:
         error /= len(self.y)
         gradient = torch.cat([(error.float() @ self.x).double().flatten(), error.sum(1)])
         return loss, gradient.numpy()
+
+    def soften(self, flat: Array) -> tuple[float, float]:
+        """Return the least loss of all multiples of the logits by at most one, and that factor."""
+        logits = self._logits(flat)
+
+        def loss(log_factor: float) -> float:
+            return float(torch.nn.functional.cross_entropy(np.exp(log_factor) * logits.T, self.y))
+
+        least = minimize_scalar(loss, bounds=(np.log(SOFTEST), 0.0), method="bounded", options={"xatol": 1e-5})
+        # The search never tries its bounds.
+        as_it_is = loss(0.0)
+        return (as_it_is, 1.0) if as_it_is <= least.fun else (float(least.fun), float(np.exp(least.x)))
 
     def minimize(self, iterations: int, callback: Callable[[OptimizeResult], None] | None = None) -> OptimizeResult:
         """Descend from zero, for so many iterations at most."""

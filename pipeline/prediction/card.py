@@ -99,8 +99,8 @@ def model_card(recipe: Recipe, *, onnx: bool = False) -> str:
             "",
             "## Limits",
             "",
-            "It answers with one of these classes whatever the image shows, and its probabilities are not calibrated. "
-            "Licences of the backbone's weights and of the training images apply.",
+            "It answers with one of these classes whatever the image shows, and its probabilities hold at best for "
+            "images like those it was trained on. Licences of the backbone's weights and of the training images apply.",
             "",
             "## Files",
             "",

@@ -170,7 +170,9 @@ def test_a_selection_of_one_target_size_is_that_of_its_layers_in_the_whole_store
         assert read_selection(both, found.digest).indices.tolist() == found.indices.tolist()
     everything = select_features(both, SelectionParameters(scorer=scorer, fraction=0.1))
     assert not np.isnan(everything.relevance).any()
-    with pytest.raises(InvalidInputError, match="does not hold target size 4 beside others; valid choices are '1', '2'"):
+    with pytest.raises(
+        InvalidInputError, match="does not hold target size 4 beside others; valid choices are '1', '2'"
+    ):
         select_features(both, SelectionParameters(target_size=4))
 
 

@@ -57,7 +57,7 @@ def write_result(
     arrays: Mapping[str, tuple[NDArray[Any], tuple[str, ...]]],
     facts: Mapping[str, Any],
 ) -> Result:
-    """Store a result, published only once it is whole; the first of several equal writers wins.
+    """Store a result, published only once it is whole; of several equal writers the first wins.
 
     Parameters
     ----------
@@ -92,10 +92,15 @@ def write_result(
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
     nodes = {key: Filled(values, dimensions) for key, (values, dimensions) in arrays.items()}
+    group = f"results/{kind}/{name}"
     *members, (root, root_document) = hierarchy.documents(nodes, attributes).items()
     try:
-        store.objects.write_all((f"results/{kind}/{name}/{key}", [document]) for key, document in members)
-        store.objects.create(f"results/{kind}/{name}/{root}", root_document)
+        store.objects.write_all((f"{group}/{key}", [document]) for key, document in members)
+        if not store.objects.create(f"{group}/{root}", root_document):
+            there = hierarchy.read_attributes(store.objects, group)["documents"]
+            # Another machine was first, with other last bits, and its arrays are now replaced by these.
+            if hierarchy.check_documents(store.objects, there, group):
+                store.objects.write(f"{group}/{root}", [root_document])
     except OSError as error:
         raise InvalidInputError(
             f"cannot write a result to {store.uri!r}: {error.strerror or error}; results lie beside the activations, "

@@ -289,7 +289,8 @@ def create_store(
         there = open_store(uri, allow_incomplete=True, **options)
     except StoreNotFoundError:
         if objects.exists(hierarchy.METADATA):
-            raise
+            # Something else than a store, which is refused now with its name, or another process made it just now.
+            return _resumed(open_store(uri, allow_incomplete=True, **options), attributes["fingerprint"])
         if objects.exists(layout.REMOVING):
             raise ConflictError(
                 f"the removal of what was at {objects.uri!r} has not been finished; run `head2toe remove` again first."

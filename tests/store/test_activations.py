@@ -153,6 +153,22 @@ def test_resuming_writes_only_what_is_missing(tmp_path: Path) -> None:
     assert again.missing() == {}
 
 
+def test_a_store_that_another_process_makes_between_looking_and_writing_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_and_be_overtaken(*arguments, **options) -> ActivationStore:
+        monkeypatch.setattr("store.writer.open_store", open_store)
+        try:
+            return open_store(*arguments, **options)
+        finally:
+            create_store(tmp_path / "s.zarr", LAYERS, SPLITS, provenance={"by": "the other"})
+
+    monkeypatch.setattr("store.writer.open_store", open_and_be_overtaken)
+    writer = create_store(tmp_path / "s.zarr", LAYERS, SPLITS)
+    assert writer.store.provenance == {"by": "the other"}
+    assert set(writer.missing()) == set(SPLITS)
+
+
 def test_committing_the_same_block_twice_is_harmless_and_other_bytes_are_refused(tmp_path: Path) -> None:
     values, manifests = synthetic()
     writer = create_store(tmp_path / "s.zarr", LAYERS, SPLITS, manifests=manifests, block_samples=32)

@@ -41,6 +41,15 @@ def test_the_first_of_several_writers_wins(store) -> None:
     assert found.facts["seconds"] == 1.0
 
 
+def test_a_result_stays_whole_when_another_writer_gets_other_last_bits(store) -> None:
+    for value in (1.0, np.nextafter(1.0, 2.0)):
+        arrays = {"coef": (np.full(2, value), ("class",)), "bias": (np.zeros(2), ("class",))}
+        write_result(store, "heads", {"a": 1}, arrays, {"value": value})
+    found = find_result(store, "heads", {"a": 1})
+    assert found is not None
+    np.testing.assert_array_equal(found.arrays["coef"], np.full(2, found.facts["value"]))
+
+
 def test_a_unique_beginning_of_a_digest_is_enough_and_an_unknown_one_is_explained(store) -> None:
     with pytest.raises(StoreNotFoundError, match=r"selection 'abc' does not exist.*no selections yet"):
         read_result(store, "selections", "abc")

@@ -16,6 +16,7 @@ from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import exponential_backoff
 
 from flows import logs
+from flows.heartbeat import beating
 from flows.redaction import no_secrets_in_errors, redact
 from flows.sending import sending
 from pipeline.compute import ClusterError
@@ -95,7 +96,7 @@ def told(function: Callable[P, R]) -> Callable[P, R]:
         logs.connect_prefect()
         try:
             facts = {"run": runtime.flow_run.id, "flow": runtime.flow_run.flow_name}
-            with logs.bound(**facts), no_secrets_in_errors(), sending():
+            with logs.bound(**facts), no_secrets_in_errors(), beating(), sending():
                 return function(*args, **kwargs)
         except Head2ToeError as error:
             # A state, so that Prefect shows this sentence alone; whoever called the flow gets the error all the same.

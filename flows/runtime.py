@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from flows import logs
@@ -59,13 +59,12 @@ def prefect_ready() -> Iterator[None]:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     say("starting Prefect …")
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from flows.heartbeat import own_heartbeat
 
     starting = threading.Thread(target=_start_server, name="server", daemon=True)
     starting.start()
     starting.join()
-    # Nobody watches a server that ends with the run, and at a run's end Prefect waits up to a second for its heartbeat.
-    with nullcontext() if PREFECT_API_URL.value() else temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    with own_heartbeat():
         yield
 
 

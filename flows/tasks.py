@@ -199,9 +199,6 @@ def report_task(
     logs.note(store=selected.uri)
     store = open_store(selected.uri)
     chosen = read_selection(store, selected.digest)
-    again = None if config is None else reproduction(config)
-    page = render_report(store, chosen, [r.digest for r in results], seconds, notes, again)
-    report = save_report(store, chosen, redact(page))
     shown = [
         {
             "method": r.method,
@@ -211,8 +208,12 @@ def report_task(
         }
         for r in results
     ]
+    # Sent while the page is written, so that the end of the run has less to wait for.
     artifacts.show_accuracy(store, shown)
     artifacts.show_lineage(store, selected.digest, {r.method: r.digest for r in results})
+    again = None if config is None else reproduction(config)
+    page = render_report(store, chosen, [r.digest for r in results], seconds, notes, again)
+    report = save_report(store, chosen, redact(page))
     artifacts.show_report(store, report)
     return report
 

@@ -59,12 +59,15 @@ def prefect_ready() -> Iterator[None]:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     say("starting Prefect …")
+    from prefect.context import SyncClientContext
+
     from flows.heartbeat import own_heartbeat
 
     starting = threading.Thread(target=_start_server, name="server", daemon=True)
     starting.start()
     starting.join()
-    with own_heartbeat():
+    # One client for all that is run: a new one takes longer to be ready for TLS than to start a run.
+    with own_heartbeat(), SyncClientContext.get_or_create():
         yield
 
 

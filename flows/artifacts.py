@@ -36,6 +36,8 @@ SHORT = 8
 """Digits of a fingerprint that names of runs and keys of artifacts have."""
 SECONDS = 2.0
 """Least time between two updates of a progress artifact."""
+LONG = 1.0
+"""Seconds after which a stage has a progress artifact."""
 
 
 def name_run(store: ActivationStore, *details: str) -> None:
@@ -56,8 +58,8 @@ def name_run(store: ActivationStore, *details: str) -> None:
 def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Give a progress callback that moves a bar on standard error and one on Prefect's page.
 
-    On the page, an update is left out while the server has not taken what was sent before, and there is one in two
-    seconds at most.
+    On the page, a stage has one once it takes longer than `LONG`; an update is left out while the server has not taken
+    what was sent before, and there is one in `SECONDS` at most.
     """
     with sending() as sender, ProgressBars() as bars:
         page = _Progress(sender)
@@ -74,16 +76,21 @@ class _Progress:
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
         self._artifacts: dict[str, UUID] = {}
-        self._last: tuple[str, float] = ("", 0.0)
+        self._stage = ""
+        self._began = self._called = time.monotonic()
+        self._last = -SECONDS
         self._broken = False
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         name, now = stage.partition(" · ")[0], time.monotonic()
-        ends, before = done >= total, self._last
-        due = now - before[1] >= SECONDS and not self._sender.busy
-        if self._broken or not (ends or name != before[0] or due):
+        if name != self._stage:
+            # The first call comes when some of a stage is done: it began when the one before had ended.
+            self._stage, self._began, self._last = name, self._called, -SECONDS
+        self._called = now
+        due = done >= total or (now - self._last >= SECONDS and not self._sender.busy)
+        if self._broken or now - self._began < LONG or not due:
             return
-        self._last = name, now
+        self._last = now
         share = 100.0 * done / total if total else 100.0
         self._sender.send("the progress", lambda: self._update(name, f"{stage}: {done:,} of {total:,}", share))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
@@ -73,11 +73,13 @@ def events(monkeypatch) -> Iterator[list[dict[str, Any]]]:
     return found
 
 
-def test_each_stage_runs_on_its_own_and_prefect_shows_what_it_did(tmp_path, events) -> None:
+def test_each_stage_runs_on_its_own_and_prefect_shows_what_it_did(tmp_path, events, monkeypatch) -> None:
+    from flows import artifacts
     from flows.extraction import extraction
     from flows.refit import refit
     from flows.selection import selection
 
+    monkeypatch.setattr(artifacts, "LONG", 0.0)
     config = ExtractionConfig(root=str(tmp_path), extraction=parameters())
     state, known = run(extraction, config)
     uri = state.result().uri
@@ -198,6 +200,7 @@ def test_artifacts_and_events_hold_no_secret_and_their_failure_is_only_a_warning
 
     from flows import artifacts, logs
 
+    monkeypatch.setattr(artifacts, "LONG", 0.0)
     sent: list[str] = []
 
     def publish() -> None:
@@ -225,6 +228,41 @@ def test_artifacts_and_events_hold_no_secret_and_their_failure_is_only_a_warning
     said = capsys.readouterr().err
     assert said.count("WARNING Prefect does not show") == 3
     assert "hunter2" not in said
+
+
+def test_only_long_stages_have_a_progress_bar_on_the_page(monkeypatch) -> None:
+    """A stage begins when the one before has ended; its first call comes when some of it is done."""
+    from flows import artifacts
+
+    now, shown, busy = [100.0], [], [False]
+    monkeypatch.setattr(artifacts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(artifacts, "create_progress_artifact", lambda share, description: uuid4())
+    monkeypatch.setattr(artifacts, "update_progress_artifact", lambda *_, **__: None)
+
+    class Sender:
+        @property
+        def busy(self) -> bool:
+            return busy[0]
+
+        def send(self, what: str, call: Any) -> None:
+            shown.append(round(now[0] - 100, 1))
+            call()
+
+    progress = artifacts._Progress(Sender())
+    for at, stage, done in (
+        (0.2, "reading", 4),
+        (0.9, "reading", 10),
+        (2.0, "extracting · reading 90 %", 1),  # begun at 0.9
+        (2.5, "extracting · reading 80 %", 2),
+        (4.1, "extracting · reading 80 %", 3),
+        (9.0, "extracting · reading 80 %", 4),
+        (9.1, "extracting · reading 80 %", 10),
+        (9.2, "solving", 10),
+        (19.0, "ranking", 10),
+    ):
+        now[0], busy[0] = 100 + at, at == 9.0
+        progress(stage, done, 10)
+    assert shown == [2.0, 4.1, 9.1, 19.0]
 
 
 def test_a_url_with_credentials_is_refused_before_prefect_stores_it() -> None:

@@ -102,7 +102,7 @@ def overhead(folder: Path) -> list[dict[str, Any]]:
         call(demo_config(str(root)))
 
     def row(name: str) -> dict[str, Any]:
-        seconds = alternate({"flow": partial(anew, head2toe), "plain": partial(anew, plainly)}, runs=11)
+        seconds = alternate({"flow": partial(anew, head2toe), "plain": partial(anew, plainly)}, runs=31)
         note = f"{seconds['flow']:.2f} s / {seconds['plain']:.2f} s"
         return at_most(
             f"the demo as a flow, {name} / as plain functions", seconds["flow"] / seconds["plain"], 1.15, note

@@ -81,7 +81,12 @@ def started(folder: Path, *command: str) -> Iterator[psutil.Process]:
         yield psutil.Process(process.pid)
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            # Prefect's worker ends by SIGINT, which what a shell starts in the background ignores.
+            process.kill()
+            process.wait()
 
 
 def overhead(folder: Path) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ def started(folder: Path, *command: str) -> Iterator[psutil.Process]:
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:
-            # Prefect's worker ends by SIGINT, which what a shell starts in the background ignores.
+            # Seen where this was started in a shell's background; why Prefect's worker then goes on is not known.
             process.kill()
             process.wait()
 

@@ -164,7 +164,7 @@ def test_a_check_that_breaks_is_a_finding() -> None:
     def breaks() -> None:
         raise ImportError("libsomething.so:\n not found")
 
-    [finding] = examine(breaks, "pictures")  # type: ignore[arg-type]
+    [finding] = examine(breaks, "pictures")  # type: ignore[arg-type]  # never returns
     assert (finding.check, finding.state) == ("pictures", State.problem)
     assert finding.found == "ImportError: libsomething.so: not found"
 

@@ -25,7 +25,7 @@ def identify() -> str:
 
 
 def heartbeats(run: str) -> int:
-    """Ask the server for a run's heartbeats until there is one."""
+    """Ask the server for a run's heartbeats until there is one, and once more when another would have come."""
     asked: dict[str, Any] = {
         "filter": {
             "event": {"name": [heartbeat.EVENT]},
@@ -34,8 +34,9 @@ def heartbeats(run: str) -> int:
     }
     with get_client(sync_client=True) as client:
         for _ in range(100):
-            if found := client._client.post("/events/filter", json=asked).json()["total"]:
-                return int(found)
+            if client._client.post("/events/filter", json=asked).json()["total"]:
+                time.sleep(3)
+                return int(client._client.post("/events/filter", json=asked).json()["total"])
             time.sleep(0.2)
     return 0
 
